@@ -1,0 +1,107 @@
+"""What goes into a run and what comes out of it: plain data without torch, to cross processes and be stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from kftune.space import Value
+
+__all__ = ["PHASES", "CurvePoint", "Outcome", "RunResult", "RunSpec"]
+
+PHASES = ("data", "forward_backward", "statistics", "inversion", "preconditioning", "update", "other")
+"""Parts of the training clock; they add up to ``train_seconds``."""
+
+
+class Outcome(StrEnum):
+    """How a run ended. The first three and ``timed_out`` are results of the configuration; see DESIGN of budgets."""
+
+    COMPLETED = "completed"
+    DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out_of_memory"
+    TIMED_OUT = "timed_out"
+    CRASHED = "crashed"
+    PRUNED = "pruned"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """All that a worker needs to train one run.
+
+    Attributes:
+        problem: registry name.
+        problem_args: the problem's own arguments.
+        optimizer: registry name.
+        params: resolved hyperparameters, ``batch_size`` and ``effective_batch_size`` included if they are set.
+        budget_seconds: train seconds; exactly one of this and ``budget_updates`` is given.
+        budget_updates: parameter updates.
+        seed: fixes initial weights and data order; the same for repeat r of every trial of every optimizer.
+        device: ``"cpu"`` or ``"cuda:i"``.
+        dtype: ``"float32"`` or ``"float64"``.
+        threads: torch threads of the worker.
+        data_dir: where dataset files are.
+        n_evaluations: points on the curve after the one at update 0.
+        train_examples: size of the fixed training subset on which the train loss is measured.
+    """
+
+    problem: str
+    optimizer: str
+    params: Mapping[str, Value]
+    seed: int
+    problem_args: Mapping[str, Any] = field(default_factory=dict)
+    budget_seconds: float | None = None
+    budget_updates: int | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int = 1
+    data_dir: str = ""
+    n_evaluations: int = 20
+    train_examples: int = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """One evaluation: losses are means over examples; ``accuracy`` is the share of correct test predictions."""
+
+    train_seconds: float
+    update: int
+    train_loss: float
+    test_loss: float
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What became of a run.
+
+    Attributes:
+        outcome: how it ended.
+        message: why, for people; empty if completed. Holds the user's traceback if their code raised.
+        curve: evaluations in order; the first is the untrained model's (update 0), unless the run ended before it.
+        train_seconds: reading of the training clock at the end.
+        overshoot_seconds: how far the last step went past ``budget_seconds`` (0 if it did not).
+        evaluation_seconds: wall seconds in evaluations.
+        setup_seconds: wall seconds of loading data, building model and optimizer.
+        warmup_seconds: wall seconds of the warm-up before the clock.
+        phase_seconds: see :data:`PHASES`; adds up to ``train_seconds``.
+        updates: parameter updates made.
+        examples: training examples processed by them.
+        peak_memory_bytes: of the device for CUDA, of the process (resident) for CPU; None if unknown.
+        device_name: e.g. the GPU's or CPU's model.
+    """
+
+    outcome: Outcome
+    message: str = ""
+    curve: tuple[CurvePoint, ...] = ()
+    train_seconds: float = 0.0
+    overshoot_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    setup_seconds: float = 0.0
+    warmup_seconds: float = 0.0
+    phase_seconds: Mapping[str, float] = field(default_factory=dict)
+    updates: int = 0
+    examples: int = 0
+    peak_memory_bytes: int | None = None
+    device_name: str = ""
