@@ -1,0 +1,135 @@
+"""Inverses and eigendecompositions of damped factors that fail loudly.
+
+Each tries the factors' own precision, then float64, then raises :class:`~kftune.errors.CurvatureError` with the layer's
+name and numbers. All layers are handled together so that the host waits for the device once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kftune.errors import CurvatureError
+
+
+class Eigen(NamedTuple):
+    """M = vectors · diag(values) · vectorsᵀ, values not negative."""
+
+    values: Tensor
+    vectors: Tensor
+
+
+def damped_inverses(names: Sequence[str], matrices: Sequence[Tensor], dampings: Sequence[Tensor]) -> list[Tensor]:
+    """(M + λI)⁻¹ by Cholesky for several symmetric positive semi-definite M, each with its own λ.
+
+    Args:
+        names: what each matrix is, for errors, e.g. ``"input covariance of layer 'encoder.0'"``.
+        matrices: each (d, d); only lower triangles are read.
+        dampings: scalars on the matrices' device.
+
+    Returns:
+        Full symmetric inverses in the matrices' precision.
+
+    Raises:
+        CurvatureError: where even float64 finds no Cholesky factor, or a matrix is not finite.
+    """
+    tried = [_try_cholesky(matrix, damping) for matrix, damping in zip(matrices, dampings, strict=True)]
+    factors = [factor for factor, _ in tried]
+    # Before the inversion, which raises an error of its own on a factor with a zero.
+    if tried and bool(torch.stack([bad for _, bad in tried]).any()):
+        for i, (_, bad) in enumerate(tried):
+            if bool(bad):
+                factors[i] = _cholesky_in_float64(names[i], matrices[i], dampings[i])
+    return [torch.cholesky_inverse(f).to(matrix.dtype) for f, matrix in zip(factors, matrices, strict=True)]
+
+
+def _cholesky_in_float64(name: str, matrix: Tensor, damping: Tensor) -> Tensor:
+    factor, bad = _try_cholesky(matrix.double(), damping.double())
+    if bool(bad):
+        raise CurvatureError(f"{_describe(name, matrix)} cannot be inverted with damping {damping.item():.3g} added")
+    return factor
+
+
+def ridged_cholesky(names: Sequence[str], matrices: Sequence[Tensor], ridge: float) -> list[Tensor]:
+    """Lower Cholesky factors of M + rI with the smallest r of ridge, 10·ridge, … that permits one.
+
+    A factor that float32 cannot find at ``ridge`` is tried in float64 before r grows; all come back in the matrices'
+    precision.
+
+    Args:
+        names: what each matrix is, for errors.
+        matrices: each (d, d), symmetric positive semi-definite up to rounding.
+        ridge: first r; 0 is followed by float64's resolution.
+
+    Raises:
+        CurvatureError: where r has reached the mean of the diagonal, or a matrix is not finite.
+    """
+    tried = [_try_cholesky(matrix, matrix.new_full((), ridge)) for matrix in matrices]
+    factors = [factor for factor, _ in tried]
+    if tried and bool(torch.stack([bad for _, bad in tried]).any()):
+        for i, (_, bad) in enumerate(tried):
+            if bool(bad):
+                factors[i] = _growing_ridge(names[i], matrices[i], ridge)
+    return factors
+
+
+def _growing_ridge(name: str, matrix: Tensor, ridge: float) -> Tensor:
+    exact, scale = matrix.double(), matrix.diagonal().mean().item()
+    r: float = ridge
+    while r < scale:
+        factor, bad = _try_cholesky(exact, exact.new_full((), r))
+        if not bool(bad):
+            return factor.to(matrix.dtype)
+        r = max(10 * r, 2.0**-52)
+    raise CurvatureError(f"{_describe(name, matrix)} has no Cholesky factor with any ridge below that mean")
+
+
+def solve_between(left: Tensor, V: Tensor, right: Tensor) -> Tensor:
+    """(LLᵀ)⁻¹ V (RRᵀ)⁻¹ for lower triangular L and R: cheaper than inverses that would be used once."""
+    X = torch.linalg.solve_triangular(right.T, V, upper=True, left=False)
+    X = torch.linalg.solve_triangular(right, X, upper=False, left=False)
+    X = torch.linalg.solve_triangular(left, X, upper=False)
+    solution: Tensor = torch.linalg.solve_triangular(left.T, X, upper=True)
+    return solution
+
+
+def eigendecompositions(names: Sequence[str], matrices: Sequence[Tensor]) -> list[Eigen]:
+    """Eigenvalues (clamped at 0) and eigenvectors of symmetric positive semi-definite matrices.
+
+    Args:
+        names: what each matrix is, for errors.
+        matrices: each (d, d); only lower triangles are read.
+
+    Raises:
+        CurvatureError: where the iteration does not converge in float64 either, or a matrix is not finite.
+    """
+    return [_eigendecomposition(name, matrix) for name, matrix in zip(names, matrices, strict=True)]
+
+
+def _eigendecomposition(name: str, matrix: Tensor) -> Eigen:
+    for dtype in dict.fromkeys((matrix.dtype, torch.float64)):
+        try:
+            values, vectors = torch.linalg.eigh(matrix.to(dtype))
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch documents but does not annotate it
+            continue
+        if math.isfinite(values.sum().item()):
+            return Eigen(values.clamp_(min=0).to(matrix.dtype), vectors.to(matrix.dtype))
+    raise CurvatureError(f"{_describe(name, matrix)} has no eigendecomposition")
+
+
+def _try_cholesky(matrix: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+    """(lower factor of M + λI, whether it is unusable), without a synchronisation."""
+    damped = matrix.clone()
+    damped.diagonal().add_(damping)
+    # The diagonal of a positive semi-definite matrix bounds its entries.
+    finite = torch.isfinite(damped.diagonal().sum())
+    factor, info = torch.linalg.cholesky_ex(damped)
+    return factor, (info != 0) | ~finite
+
+
+def _describe(name: str, matrix: Tensor) -> str:
+    return f"the {name} ({len(matrix)} × {len(matrix)}, mean of the diagonal {matrix.diagonal().mean().item():.3g})"

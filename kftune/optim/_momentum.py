@@ -1,0 +1,72 @@
+"""Stochastic gradient descent with momentum on any direction: the last stage of most optimizers here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.sgd import sgd
+
+
+def can_fuse(parameters: list[nn.Parameter]) -> bool:
+    """Whether torch has fused kernels for these (one pass over memory; 1.7 times (SGD) to 5 times (AdamW) faster)."""
+    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+
+
+def like(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
+    """The same values in the parameter's memory layout, which the fused kernels take for granted."""
+    if tensor.stride() == parameter.stride():
+        return tensor
+    return torch.empty_like(parameter).copy_(tensor)
+
+
+def momentum_step(optimizer: torch.optim.Optimizer, directions: Mapping[nn.Parameter, Tensor]) -> None:
+    """v ← μv + d; θ ← θ − η(d + μv) with Nesterov, θ ← θ − ηv without (torch's form; v starts as d).
+
+    η, μ and the kind are ``lr``, ``momentum`` and ``nesterov`` of the parameter's group; v is
+    ``state[parameter]["momentum_buffer"]``, as in :class:`torch.optim.SGD`.
+
+    Args:
+        optimizer: whose groups and state to use.
+        directions: parameter → d; parameters that are not named stay as they are.
+    """
+    for group in optimizer.param_groups:
+        parameters = [p for p in group["params"] if p in directions]
+        if not parameters:
+            continue
+        buffers: list[Tensor | None] = [optimizer.state[p].get("momentum_buffer") for p in parameters]
+        nesterov = group["nesterov"] and group["momentum"] > 0
+        sgd(
+            parameters,
+            [like(directions[p], p) for p in parameters],
+            buffers,
+            has_sparse_grad=False,
+            foreach=False,
+            fused=can_fuse(parameters),
+            weight_decay=0.0,
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=0.0,
+            nesterov=nesterov,
+            maximize=False,
+        )
+        if group["momentum"] > 0:
+            for parameter, buffer in zip(parameters, buffers, strict=True):
+                optimizer.state[parameter]["momentum_buffer"] = buffer
+
+
+def decayed_gradients(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, Tensor]:
+    """Parameter → gradient of loss + (weight decay/2)·‖θ‖², for every parameter that has a gradient.
+
+    ``.grad`` itself stays as it is.
+    """
+    gradients: dict[nn.Parameter, Tensor] = {}
+    for group in optimizer.param_groups:
+        parameters = [p for p in group["params"] if p.grad is not None]
+        own: list[Any] = [p.grad for p in parameters]
+        if parameters and group["weight_decay"] != 0:
+            own = list(torch._foreach_add(own, parameters, alpha=group["weight_decay"]))
+        gradients |= dict(zip(parameters, own, strict=True))
+    return gradients

@@ -1,0 +1,174 @@
+"""FOOF: gradient descent on neurons."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from kftune.optim._base import Closure, Likelihood, OptimizerEntry, check_count, check_periods, check_range
+from kftune.optim._factors import debiased_decay_of
+from kftune.optim._layerwise import LayerwiseOptimizer
+from kftune.optim._linalg import damped_inverses
+from kftune.optim._momentum import decayed_gradients, momentum_step
+from kftune.space import Float, Int, Space
+
+
+class FOOF(LayerwiseOptimizer):
+    """P = damping·V(A + damping·I)⁻¹ layer by layer; v ← μv + P; [W b] ← [W b] − lr·v.
+
+    Benzing: Gradient descent on neurons and its link to approximate second-order optimization, 2022, with its learning
+    rate written as η = lr·damping: P → V for a large damping, so that ``lr`` keeps its meaning (the paper's
+    (η, λ) = (30, 100) is lr = 0.3). A is a normalised running average over statistics updates; only layer inputs are
+    needed, no labels and no extra pass. Everything outside linear layers is updated by SGD with the same learning rate,
+    momentum and weight decay, as are layers that no statistics have seen.
+
+    Args:
+        model: the network.
+        lr: scale-free learning rate η/λ.
+        damping: λ, in units of A = mean āāᵀ.
+        factor_decay: m, weight on the old A, in [0, 1].
+        inverses_every: T, updates between two inversions; a multiple of ``statistics_every``.
+        statistics_every: updates between two statistics.
+        statistics_window: S, only in the last S updates up to and including each inverting one are statistics
+            gathered; None for all of them.
+        initial_statistics: the first so many steps gather statistics only and leave the parameters as they are
+            (50 in the paper).
+        momentum: μ, in [0, 1).
+        nesterov: θ ← θ − lr·(P + μv) instead.
+        weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
+        likelihood: the model's predictive distribution; not used.
+        seed: not used; every optimizer of kftune takes it.
+
+    Raises:
+        ValueError: an invalid hyperparameter.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float = 0.1,
+        damping: float = 0.1,
+        factor_decay: float = 0.95,
+        inverses_every: int = 10,
+        statistics_every: int = 1,
+        statistics_window: int | None = None,
+        initial_statistics: int = 0,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        likelihood: Likelihood = "gaussian",
+        seed: int = 0,
+    ) -> None:
+        check_range("lr", lr)
+        check_range("damping", damping, low_in=False)
+        check_range("factor_decay", factor_decay, high=1.0, high_in=True)
+        check_periods(statistics_every, inverses_every)
+        if statistics_window is not None:
+            check_count("statistics_window", statistics_window)
+        check_count("initial_statistics", initial_statistics, low=0)
+        check_range("momentum", momentum, high=1.0)
+        check_range("weight_decay", weight_decay)
+        super().__init__(
+            model,
+            {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay, "damping": damping},
+            likelihood=likelihood,
+            fisher=None,
+            seed=seed,
+            treatment="FOOF",
+            fallback="SGD",
+        )
+        self._factor_decay = factor_decay
+        self._inverses_every, self._statistics_every = inverses_every, statistics_every
+        self._statistics_window = statistics_window
+        self._initial_statistics = initial_statistics
+
+    @property
+    def _gathering_only(self) -> bool:
+        """Whether this step is one of the first that leave the parameters as they are."""
+        return self._n_statistics < self._initial_statistics
+
+    def _statistics_due(self) -> bool:
+        if self._gathering_only:
+            return True
+        until_inversion = -self._n_updates % self._inverses_every
+        in_window = self._statistics_window is None or until_inversion < self._statistics_window
+        return in_window and self._n_updates % self._statistics_every == 0
+
+    def _forward_backward(self, closure: Closure) -> tuple[Tensor, int]:
+        if not self._gathering_only:
+            return super()._forward_backward(closure)
+        with self._capture.recording(self._add_input):
+            loss, output = closure()
+        return loss, len(output)
+
+    def _update(self) -> None:
+        if self._statistics_due():
+            gathering_only = self._gathering_only
+            with self.phases.phase("statistics"):
+                self._average_inputs()
+            if gathering_only:
+                return
+        if self._n_updates % self._inverses_every == 0:
+            with self.phases.phase("inversion"):
+                self._invert()
+        with self.phases.phase("preconditioning"):
+            directions = self._directions()
+            self._check_directions(directions)
+        with self.phases.phase("update"):
+            momentum_step(self, directions)
+        self._n_updates += 1
+
+    def _average_inputs(self) -> None:
+        inputs = self._statistics.input_covariances()
+        self._check_gathered(inputs)
+        self._n_statistics += 1
+        self._average("input_covariance", inputs, debiased_decay_of(self._n_statistics, self._factor_decay))
+
+    def _invert(self) -> None:
+        seen = {name: state["input_covariance"] for name, state in self._layer_state.items() if state}
+        damping = self._dampings()
+        dampings = [A.new_full((), damping[name]) for name, A in seen.items()]
+        names = [f"input covariance of layer {name!r}" for name in seen]
+        for name, inverse in zip(seen, damped_inverses(names, list(seen.values()), dampings), strict=True):
+            self._layer_state[name]["input_inverse"] = inverse
+
+    def _directions(self) -> dict[nn.Parameter, Tensor]:
+        """P for the layers, the gradient for the rest."""
+        directions, dampings = decayed_gradients(self), self._dampings()
+        for name in self._layers_with_gradient():
+            layer, state = self._layers[name], self._layer_state[name]
+            if "input_inverse" in state:
+                P = layer.join(directions) @ state["input_inverse"]
+                directions |= layer.split(P.mul_(dampings[name]))
+        return directions
+
+
+ENTRIES = (
+    OptimizerEntry(
+        name="foof",
+        cls=FOOF,
+        summary="Fast first-order optimizer: gradient descent on neurons, preconditioned by layer inputs",
+        paper="Benzing: Gradient descent on neurons and its link to approximate second-order optimization, 2022",
+        space=Space(
+            {
+                "lr": Float(low=1e-3, high=3.0, log=True),
+                "damping": Float(low=1e-4, high=10.0, log=True),
+                "momentum": Float(low=0.0, high=0.99, log=True, complement=True),
+                "batch_size": Int(low=32, high=1024, log=True),
+            },
+            {"statistics_every": 1, "inverses_every": 10},
+        ),
+        second_order=True,
+        example={"lr": 0.3, "damping": 0.1, "inverses_every": 5},
+        invalid=(
+            ({"lr": -1.0}, "lr must be in [0, inf), got -1.0"),
+            ({"damping": 0.0}, "damping must be in (0, inf), got 0.0"),
+            ({"factor_decay": -0.1}, "factor_decay must be in [0, 1], got -0.1"),
+            ({"statistics_every": 3, "inverses_every": 10}, "inverses_every must be a multiple of statistics_every"),
+            ({"statistics_window": 0}, "statistics_window must be a whole number of at least 1, got 0"),
+            ({"initial_statistics": -1}, "initial_statistics must be a whole number of at least 0, got -1"),
+            ({"momentum": 1.0}, "momentum must be in [0, 1), got 1.0"),
+            ({"weight_decay": -0.1}, "weight_decay must be in [0, inf)"),
+        ),
+    ),
+)

@@ -1,0 +1,138 @@
+"""FOOF's updates against dense solves and its paper's toy example, and its schedule of statistics."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from kftune.optim import FOOF
+from tests.optim._dense import (
+    DTYPE,
+    layer_gradient,
+    layer_matrix,
+    linear_layers,
+    make_batch,
+    make_closure,
+    make_net,
+    relative_error,
+)
+
+EXACT = 1e-10  # relative, float64
+
+
+def stored_inputs(optimizer, name="0"):
+    return optimizer.state_dict()["extra"]["layers"][name]["input_covariance"].clone()
+
+
+def covariance(x):
+    a = torch.cat([x, torch.ones(len(x), 1, dtype=DTYPE)], dim=1)
+    return a.T @ a / len(x)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_update_is_the_dense_solve(bias):
+    lr, damping = 0.3, 0.05
+    model = make_net(4, 6, 3, bias=bias)
+    x, y = make_batch("categorical", 12, 4, 3)
+    inputs = {"0": x, "2": model[:2](x).detach()}
+    before = {name: layer_matrix(module) for name, module in linear_layers(model).items()}
+    FOOF(model, lr=lr, damping=damping, momentum=0.0).step(make_closure(model, x, y, "categorical"))
+    for name, module in linear_layers(model).items():
+        A = covariance(inputs[name]) if bias else inputs[name].T @ inputs[name] / 12
+        damped = A + damping * torch.eye(len(A), dtype=DTYPE)
+        expected = lr * damping * layer_gradient(module) @ torch.linalg.inv(damped)
+        assert relative_error(before[name] - layer_matrix(module), expected) < EXACT
+
+
+def toy():
+    """Inputs (3, 1) and (1, 0), labels 1 and −1, weights 0, ℓ_n = ½(s − y)² (as mse_loss of outputs scaled by √½)."""
+    model = nn.Linear(2, 1, bias=False, dtype=DTYPE)
+    nn.init.zeros_(model.weight)
+    x = torch.tensor([[3.0, 1.0], [1.0, 0.0]], dtype=DTYPE)
+    y = torch.tensor([[1.0], [-1.0]], dtype=DTYPE)
+
+    def closure():
+        output = model(x)
+        return ((output - y) ** 2).mean() / 2, output
+
+    return model, closure
+
+
+def test_the_papers_toy_is_solved_in_one_step():
+    damping = 1e-9
+    model, closure = toy()
+    FOOF(model, lr=1 / damping, damping=damping, momentum=0.0).step(closure)
+    torch.testing.assert_close(model.weight.detach(), torch.tensor([[-1.0, 4.0]], dtype=DTYPE), rtol=1e-6, atol=1e-6)
+    assert closure()[0].item() < 1e-12
+
+
+def test_a_large_damping_leaves_the_gradient():
+    """‖λPV − V‖/‖V‖ = O(1/λ)."""
+    errors = []
+    for damping in (1e3, 1e5):
+        model, closure = toy()
+        FOOF(model, lr=1.0, damping=damping, momentum=0.0).step(closure)
+        errors.append(relative_error(-model.weight.detach(), model.weight.grad))
+    assert errors[0] < 1e-2
+    assert errors[0] / errors[1] == pytest.approx(100, rel=0.05)
+
+
+def test_the_average_of_statistics_is_normalised():
+    m = 0.7
+    model = make_net(4, 3)
+    optimizer = FOOF(model, lr=0.01, factor_decay=m)
+    moments = []
+    for step in range(5):
+        x, y = make_batch("gaussian", 6, 4, 3, seed=step)
+        optimizer.step(make_closure(model, x, y, "gaussian"))
+        moments.append(covariance(x))
+        weights = [m**age for age in reversed(range(len(moments)))]
+        expected = sum(w * A for w, A in zip(weights, moments, strict=True)) / sum(weights)
+        torch.testing.assert_close(stored_inputs(optimizer), expected)
+
+
+def test_a_decay_of_one_is_the_plain_mean():
+    model = make_net(4, 3)
+    optimizer = FOOF(model, lr=0.01, factor_decay=1.0)
+    batches = [make_batch("gaussian", 6, 4, 3, seed=step) for step in range(4)]
+    for x, y in batches:
+        optimizer.step(make_closure(model, x, y, "gaussian"))
+    torch.testing.assert_close(stored_inputs(optimizer), covariance(torch.cat([x for x, _ in batches])))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "gathering"),
+    [
+        ({}, [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        ({"statistics_window": 1}, [0, 4, 8]),
+        ({"statistics_window": 2}, [0, 3, 4, 7, 8]),
+        ({"statistics_every": 2}, [0, 2, 4, 6, 8]),
+        ({"statistics_every": 4}, [0, 4, 8]),
+    ],
+)
+def test_statistics_are_gathered_when_they_should_be(schedule, gathering):
+    model = make_net(4, 3)
+    optimizer = FOOF(model, lr=0.01, inverses_every=4, **schedule)
+    seen = []
+    for step in range(9):
+        x, y = make_batch("gaussian", 6, 4, 3, seed=step)
+        before = stored_inputs(optimizer) if step else None
+        optimizer.step(make_closure(model, x, y, "gaussian"))
+        if before is None or not torch.equal(before, stored_inputs(optimizer)):
+            seen.append(step)
+    assert seen == gathering
+
+
+def test_initial_statistics_leave_the_parameters_alone():
+    model = make_net(4, 3)
+    optimizer = FOOF(model, lr=0.1, initial_statistics=3, factor_decay=1.0)
+    start = layer_matrix(model[0])
+    batches = [make_batch("gaussian", 6, 4, 3, seed=step) for step in range(4)]
+    losses = [optimizer.step(make_closure(model, x, y, "gaussian")) for x, y in batches[:3]]
+    assert torch.equal(layer_matrix(model[0]), start)
+    assert torch.isfinite(torch.stack(losses)).all()
+    torch.testing.assert_close(stored_inputs(optimizer), covariance(torch.cat([x for x, _ in batches[:3]])))
+    optimizer.step(make_closure(model, *batches[3], "gaussian"))
+    assert not torch.equal(layer_matrix(model[0]), start)
+    torch.testing.assert_close(stored_inputs(optimizer), covariance(torch.cat([x for x, _ in batches])))
