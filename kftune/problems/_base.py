@@ -1,0 +1,77 @@
+"""What a problem is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples as tensors on the run's device: ``inputs`` (n, …) and ``targets`` (n, …)."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Data on a device, and how to make and judge a model.
+
+    Attributes:
+        name: as in the registry.
+        likelihood: the predictive distribution that ``loss`` belongs to.
+        make_model: a fresh model on the CPU in float32; its weights come from torch's global generator, so that
+            ``torch.manual_seed`` before the call fixes them.
+        loss: (output, targets) → mean over examples, a scalar.
+        train: training examples.
+        test: held-out examples.
+        accuracy: (output, targets) → share of correct predictions, a scalar; None where it has no meaning.
+    """
+
+    name: str
+    likelihood: Literal["categorical", "gaussian", "bernoulli"]
+    make_model: Callable[[], nn.Module]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    train: Split
+    test: Split
+    accuracy: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+ProblemLoader: TypeAlias = Callable[..., Problem]
+"""Loads a problem onto a device: ``load(device=torch.device, dtype=torch.dtype, data_dir=Path, **args)``, where
+``args`` are the problem's own (see :attr:`ProblemEntry.args`). Raises DataMissingError if its files are not in
+``data_dir``, and UsageError if a file is corrupt or an argument's value is not allowed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemEntry:
+    """One problem of the registry.
+
+    Attributes:
+        name: its name in a study file, ``{dataset}_{model}``.
+        load: see :data:`ProblemLoader`.
+        summary: one line.
+        source: where data and network come from, as one would cite it.
+        n_train: number of training examples (batch sizes are checked against it).
+        n_test: number of test examples.
+        args: argument name → default, for ``problems: [{name: …, args: {…}}]``.
+        dataset: name for ``kftune data fetch``; None if the data come with an installed package.
+        has_accuracy: whether its problems have an accuracy (then ``objective: test_error`` makes sense).
+    """
+
+    name: str
+    load: ProblemLoader
+    summary: str
+    source: str
+    n_train: int
+    n_test: int
+    args: Mapping[str, Any] = field(default_factory=dict)
+    dataset: str | None = None
+    has_accuracy: bool = False

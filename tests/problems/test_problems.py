@@ -1,0 +1,209 @@
+"""Every problem of the registry: shapes, ranges, determinism, gradients; and what is particular to single ones."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from kftune.errors import DataMissingError, UsageError
+from kftune.problems import DATASETS, PROBLEMS, Problem, ProblemEntry
+from tests.problems.conftest import idx_bytes, write_mnist_like
+
+CPU = torch.device("cpu")
+
+
+def load(entry: ProblemEntry, data_dir: Path, dtype: torch.dtype = torch.float32, **args: object) -> Problem:
+    problem = entry.load(device=CPU, dtype=dtype, data_dir=data_dir, **args)
+    assert isinstance(problem, Problem)
+    return problem
+
+
+@pytest.fixture(scope="session")
+def synthetic_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory with every dataset, of the right sizes and made-up content."""
+    data_dir = tmp_path_factory.mktemp("data")
+    for dataset in DATASETS:
+        write_mnist_like(data_dir / dataset)
+    return data_dir
+
+
+@pytest.fixture(params=list(PROBLEMS), ids=lambda entry: entry.name)
+def entry(request: pytest.FixtureRequest) -> ProblemEntry:
+    value = request.param
+    assert isinstance(value, ProblemEntry)
+    return value
+
+
+def test_sizes_ranges_and_a_step(entry: ProblemEntry, synthetic_dir: Path) -> None:
+    problem = load(entry, synthetic_dir)
+    assert problem.name == entry.name
+    assert (len(problem.train), len(problem.test)) == (entry.n_train, entry.n_test)
+    assert len(problem.train.targets) == entry.n_train
+    for split in (problem.train, problem.test):
+        assert split.inputs.dtype == torch.float32
+        assert split.inputs.min() == 0
+        assert split.inputs.max() == 1
+    model = problem.make_model()
+    output = model(problem.train.inputs[:50])
+    loss = problem.loss(output, problem.train.targets[:50])
+    torch.autograd.backward(loss)
+    assert loss.shape == ()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() and p.grad.any() for p in model.parameters())
+    assert entry.has_accuracy == (problem.accuracy is not None)
+    if problem.likelihood == "gaussian":
+        assert problem.accuracy is None
+        # The convention of the gaussian likelihood: the mean over examples and outputs.
+        mean_square = (output - problem.train.targets[:50]).square().mean()
+        torch.testing.assert_close(loss, mean_square)
+    else:
+        assert problem.accuracy is not None
+        assert problem.train.targets.dtype == torch.int64
+        targets = problem.train.targets[:50]
+        assert problem.accuracy(nn.functional.one_hot(targets, 10).float(), targets) == 1
+        half_right = torch.where(torch.arange(50) < 25, targets, (targets + 1) % 10)
+        assert problem.accuracy(nn.functional.one_hot(targets, 10).float(), half_right) == 0.5
+
+
+def test_weights_follow_the_global_seed(entry: ProblemEntry, synthetic_dir: Path) -> None:
+    problem = load(entry, synthetic_dir)
+
+    def weights(seed: int) -> list[torch.Tensor]:
+        torch.manual_seed(seed)
+        return [p.detach() for p in problem.make_model().parameters()]
+
+    first, again, other = weights(1), weights(1), weights(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True) if a.ndim == 2)
+
+
+def test_loads_once_per_process_and_as_the_dtype_asked_for(entry: ProblemEntry, synthetic_dir: Path) -> None:
+    assert load(entry, synthetic_dir).train.inputs is load(entry, synthetic_dir).train.inputs
+    double = load(entry, synthetic_dir, torch.float64)
+    assert double.train.inputs.dtype == torch.float64
+    torch.testing.assert_close(double.test.inputs.float(), load(entry, synthetic_dir).test.inputs)
+
+
+def test_bias_argument(entry: ProblemEntry, synthetic_dir: Path) -> None:
+    assert entry.args == {"bias": True}
+    assert load(entry, synthetic_dir).make_model().state_dict().keys() > (
+        load(entry, synthetic_dir, bias=False).make_model().state_dict().keys()
+    )
+    with pytest.raises(UsageError, match="bias must be true or false, got 'no'"):
+        load(entry, synthetic_dir, bias="no")
+
+
+def test_missing_files_are_named_with_directory_and_remedy(entry: ProblemEntry, tmp_path: Path) -> None:
+    if entry.dataset is None:
+        load(entry, tmp_path)
+        return
+    with pytest.raises(DataMissingError) as caught:
+        load(entry, tmp_path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(tmp_path / entry.dataset) in message
+    assert f"`kftune data fetch {entry.dataset}`" in message
+    assert all(file.name in message for file in DATASETS[entry.dataset].files)
+
+
+def test_only_the_absent_file_is_named(tmp_path: Path) -> None:
+    write_mnist_like(tmp_path / "mnist", n_train=3, n_test=3)
+    (tmp_path / "mnist" / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(DataMissingError, match=r"^mnist: t10k-labels-idx1-ubyte.gz not found in"):
+        load(PROBLEMS.get("mnist_mlp"), tmp_path)
+
+
+def test_files_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+    write_mnist_like(tmp_path / "mnist", n_train=3)
+    with pytest.raises(UsageError, match=r"train-images-idx3-ubyte.gz must hold 60000 images of 28×28"):
+        load(PROBLEMS.get("mnist_autoencoder"), tmp_path)
+    write_mnist_like(tmp_path / "mnist", largest_label=10)
+    with pytest.raises(UsageError, match=r"train-labels-idx1-ubyte.gz must hold 60000 labels below 10, got 60000"):
+        load(PROBLEMS.get("mnist_mlp"), tmp_path)
+
+
+def test_failure_is_not_remembered(tmp_path: Path) -> None:
+    entry = PROBLEMS.get("mnist_mlp")
+    with pytest.raises(DataMissingError):
+        load(entry, tmp_path)
+    write_mnist_like(tmp_path / "mnist")
+    assert len(load(entry, tmp_path).train) == 60_000
+
+
+def test_digits_are_split_without_loss_or_overlap(tmp_path: Path) -> None:
+    problem = load(PROBLEMS.get("digits_mlp"), tmp_path, torch.float64)
+    pixels, labels = load_digits(return_X_y=True)
+    ours = np.column_stack(
+        [
+            np.concatenate([problem.train.inputs.numpy(), problem.test.inputs.numpy()]) * 16,
+            np.concatenate([problem.train.targets.numpy(), problem.test.targets.numpy()]),
+        ]
+    )
+    theirs = np.column_stack([pixels, labels])
+    np.testing.assert_array_equal(ours[np.lexsort(ours.T)], theirs[np.lexsort(theirs.T)])
+    # A split that mixes: every digit about as often among test examples as among all.
+    shares = torch.bincount(problem.test.targets, minlength=10) / len(problem.test)
+    assert shares.min() > 0.05
+    assert shares.max() < 0.15
+
+
+def test_autoencoder_of_the_thesis(synthetic_dir: Path) -> None:
+    model = load(PROBLEMS.get("mnist_autoencoder"), synthetic_dir, bias=False).make_model()
+    assert isinstance(model, nn.Sequential)
+    linear = [layer for layer in model if isinstance(layer, nn.Linear)]
+    widths = [784, 1000, 500, 250, 30, 250, 500, 1000, 784]
+    assert [layer.in_features for layer in linear] + [linear[-1].out_features] == widths
+    assert [type(layer) for layer in model] == [nn.Linear, nn.Tanh] * 7 + [nn.Linear]
+    for layer in linear:
+        # Uniform on ±√(6/(n_in+n_out)): the bound is reached nearly, the variance is bound²/3.
+        bound = (6 / (layer.in_features + layer.out_features)) ** 0.5
+        assert bound * 0.99 < layer.weight.abs().max() <= bound
+        torch.testing.assert_close(layer.weight.var(), torch.tensor(bound**2 / 3), rtol=0.05, atol=0)
+
+
+def test_relu_network_keeps_the_variance_of_its_inputs(synthetic_dir: Path) -> None:
+    torch.manual_seed(0)
+    model = load(PROBLEMS.get("mnist_mlp"), synthetic_dir).make_model()
+    output = model(torch.randn(2000, 784))
+    # He et al.: E[y²] = 2·E[x²] at the first layer (its inputs are not rectified), then constant.
+    assert 1.5 < output.square().mean() < 2.7
+
+
+def test_real_mnist(mnist_dir: Path) -> None:
+    problem = load(PROBLEMS.get("mnist_mlp"), mnist_dir)
+    decoded = [
+        idx_bytes((split.inputs * 255).round().to(torch.uint8).reshape(-1, 28, 28).numpy())
+        if part == "images"
+        else idx_bytes(split.targets.to(torch.uint8).numpy())
+        for split in (problem.train, problem.test)
+        for part in ("images", "labels")
+    ]
+    # The checksums that the original distribution's decompressed files have.
+    assert [hashlib.md5(content).hexdigest() for content in decoded] == [
+        "6bbc9ace898e44ae57da46a324031adb",
+        "a25bea736e30d166cdddb491f175f624",
+        "2646ac647ad5339dbf082846283269ea",
+        "27ae3e4e09519cfbb04c329615203637",
+    ]
+
+
+def test_real_mnist_autoencoder_shares_the_images(mnist_dir: Path) -> None:
+    autoencoder = load(PROBLEMS.get("mnist_autoencoder"), mnist_dir)
+    assert autoencoder.train.targets is autoencoder.train.inputs
+    assert autoencoder.train.inputs is load(PROBLEMS.get("mnist_mlp"), mnist_dir).train.inputs
+
+
+def test_listing_problems_imports_nothing_heavy_beyond_torch() -> None:
+    code = (
+        "import sys; from kftune.problems import PROBLEMS; PROBLEMS.names();"
+        "print([m for m in ('sklearn', 'pooch', 'requests', 'rich', 'pandas', 'optuna') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
