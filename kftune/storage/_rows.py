@@ -1,0 +1,76 @@
+"""Between records and table rows."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from kftune.storage import models
+from kftune.storage.records import RunRecord, StudyRecord
+from kftune.training.results import CurvePoint, Outcome, RunResult
+
+_RESULT_COLUMNS = (
+    "message",
+    "train_seconds",
+    "overshoot_seconds",
+    "evaluation_seconds",
+    "setup_seconds",
+    "warmup_seconds",
+    "phase_seconds",
+    "updates",
+    "examples",
+    "peak_memory_bytes",
+    "device_name",
+)
+_RUN_COLUMNS = (
+    "study",
+    "trial",
+    "repeat",
+    "seed",
+    "params",
+    "session_id",
+    "started_at",
+    "wall_seconds",
+    "attempt",
+    "device",
+)
+
+
+def put_study(session: orm.Session, record: StudyRecord) -> None:
+    """Insert a study, or update the stored one of its name."""
+    row = session.scalar(sa.select(models.Study).where(models.Study.study == record.study))
+    if row is None:
+        row = models.Study(study=record.study)
+        session.add(row)
+    row.file_name = record.file_name
+    row.problem = record.problem
+    row.optimizer = record.optimizer
+    row.identity = dict(record.identity)
+    row.config = dict(record.config)
+    row.space = dict(record.space)
+    row.n_trials = record.n_trials
+
+
+def run_row(record: RunRecord, study_id: int) -> models.Run:
+    """A run with its points, ready to be added."""
+    result = record.result
+    of_run = {name: getattr(record, name) for name in _RUN_COLUMNS if name != "study"}
+    of_result = {name: getattr(result, name) for name in _RESULT_COLUMNS}
+    points = [
+        models.Point(
+            position=position,
+            train_seconds=point.train_seconds,
+            update=point.update,
+            train_loss=point.train_loss,
+            test_loss=point.test_loss,
+            accuracy=point.accuracy,
+        )
+        for position, point in enumerate(result.curve)
+    ]
+    return models.Run(study_id=study_id, outcome=result.outcome.value, points=points, **of_run, **of_result)
+
+
+def run_record(row: sa.RowMapping, curve: tuple[CurvePoint, ...]) -> RunRecord:
+    """A run from its row (the study's name included) and its points."""
+    result = RunResult(outcome=Outcome(row["outcome"]), curve=curve, **{name: row[name] for name in _RESULT_COLUMNS})
+    return RunRecord(result=result, **{name: row[name] for name in _RUN_COLUMNS})

@@ -1,0 +1,118 @@
+"""What goes into the database and comes out of it: plain, frozen data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from kftune.space import Value
+from kftune.training.results import RunResult
+
+__all__ = ["RunRecord", "SessionRecord", "StudyRecord", "TrialRecord"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecord:
+    """One (problem, optimizer) pair of a study file.
+
+    Attributes:
+        study: the Optuna study's name, ``<file name>/<problem>/<optimizer>``.
+        file_name: the study file's ``name``.
+        problem: label of the problem.
+        optimizer: label of the optimizer.
+        identity: everything that must not change between sessions of a study.
+        config: the whole study file, resolved.
+        space: the search space, as :meth:`kftune.space.Space.to_dict` gives it.
+        n_trials: how many trials the study is to have.
+    """
+
+    study: str
+    file_name: str
+    problem: str
+    optimizer: str
+    identity: Mapping[str, Any]
+    config: Mapping[str, Any]
+    space: Mapping[str, Any]
+    n_trials: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """One finished run.
+
+    Attributes:
+        study: name of its study.
+        trial: Optuna's trial number, from 0.
+        repeat: from 0.
+        seed: of initial weights and data order.
+        params: resolved hyperparameters.
+        session_id: the session that made it.
+        started_at: aware, UTC.
+        wall_seconds: from handing it to a worker to having its result.
+        attempt: 1 unless earlier attempts were lost to the machine.
+        device: slot it ran on, e.g. ``"cuda:0"``.
+        result: what became of it.
+    """
+
+    study: str
+    trial: int
+    repeat: int
+    seed: int
+    params: Mapping[str, Value]
+    session_id: int
+    started_at: datetime
+    wall_seconds: float
+    attempt: int
+    device: str
+    result: RunResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionRecord:
+    """One call of ``kftune run`` or ``resume``.
+
+    Attributes:
+        id: None before it is stored.
+        file_name: the study file's ``name``.
+        started_at: aware, UTC.
+        ended_at: None while it runs, and for ever if it was killed.
+        host: name of the machine.
+        devices: one entry per slot.
+        versions: package → version.
+        command: what was typed.
+        ledger: where the seconds went: ``wall``, ``asking``, ``telling``, ``storing``, ``worker_start``, ``busy``
+            (workers' time in runs, summed over slots), and the count ``slots``.
+    """
+
+    id: int | None
+    file_name: str
+    started_at: datetime
+    ended_at: datetime | None
+    host: str
+    devices: list[str]
+    versions: Mapping[str, str]
+    command: str
+    ledger: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """One trial as Optuna holds it.
+
+    Attributes:
+        number: from 0.
+        state: ``running``, ``complete``, ``fail``, ``pruned`` or ``waiting``.
+        value: mean objective of its runs; None unless complete.
+        params: sampled values by sampled name (``"damping/lr"``).
+        datetime_start: local time of the machine that ran it, without zone, as Optuna stores it.
+        datetime_complete: likewise; None while it runs.
+    """
+
+    number: int
+    state: str
+    value: float | None
+    params: Mapping[str, Value]
+    datetime_start: datetime | None
+    datetime_complete: datetime | None

@@ -1,0 +1,304 @@
+"""The only code that writes the database, and the only way to read it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import groupby
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import optuna
+import sqlalchemy as sa
+from optuna.storages import BaseStorage, RDBStorage, get_storage
+from sqlalchemy import orm
+
+from kftune.errors import StorageError, StudyChangedError
+from kftune.storage import models
+from kftune.storage._connecting import Access, Database, storage_errors
+from kftune.storage._differences import differences
+from kftune.storage._opening import dispose, make_file, open_engines
+from kftune.storage._rows import put_study, run_record, run_row
+from kftune.storage.records import RunRecord, SessionRecord, StudyRecord, TrialRecord
+from kftune.training.results import CurvePoint
+
+__all__ = ["Repository", "RunRecord", "SessionRecord", "StudyRecord", "TrialRecord"]
+
+
+class Repository:
+    """An open database. Use :meth:`open`; close it, or use it in a ``with`` statement. For one thread."""
+
+    def __init__(self, database: Database, engine: sa.Engine, optuna_storage: RDBStorage) -> None:
+        self._database = database
+        self._engine = engine
+        self._rdb = optuna_storage
+        # The cache keeps finished trials, so that the many `load_study` of a session do not read them again.
+        self._optuna = get_storage(optuna_storage)
+
+    @classmethod
+    def open(cls, url: str, *, create: bool = True, read_only: bool = False) -> Self:
+        """Open a database, and make it or bring it up to date where that is wanted.
+
+        Args:
+            url: an SQLAlchemy URL, e.g. ``sqlite:///quickstart.db``.
+            create: make the database if it is not there.
+            read_only: change nothing, not even an older schema; implies ``create=False``.
+
+        Raises:
+            StorageError: it is not there, cannot be read or written, or is something else.
+            NewerDatabaseError: it was written by a later kftune.
+        """
+        # Optuna tells of every study it makes; kftune has its own ways to say so.
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        access: Access = "read" if read_only else "create" if create else "write"
+        database = Database.parse(url, access)
+        with storage_errors(database.name):
+            database = database.check_file()
+            if database.path is not None and not database.path.exists():
+                make_file(database, database.path)
+            return cls(database, *open_engines(database))
+
+    def close(self) -> None:
+        """Give back all connections; the last one to close tidies up SQLite's write-ahead log."""
+        dispose(self._engine, self._rdb)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def optuna_storage(self) -> BaseStorage:
+        """Optuna's storage on the same database; pass it to ``optuna.load_study``."""
+        return self._optuna
+
+    @property
+    def name(self) -> str:
+        """The database's path, or its URL without password."""
+        return self._database.name
+
+    @property
+    def path(self) -> Path | None:
+        """The SQLite file; None for a database server."""
+        return self._database.path
+
+    # -- studies -----------------------------------------------------------------------------------------------------
+
+    def register(self, records: Sequence[StudyRecord]) -> None:
+        """Store studies, and make their Optuna studies; all of them or, if one is refused, none.
+
+        Studies already stored get the new ``config`` and ``n_trials``, as long as their identity is the same.
+
+        Raises:
+            StudyChangedError: a stored study has another identity.
+            StorageError: Optuna has a study of this name with trials that kftune did not make.
+        """
+        self._check_writable()
+        with storage_errors(self.name):
+            stored = {record.study: record for record in self.studies()}
+            for record in records:
+                _check_same(stored.get(record.study), record)
+            self._make_optuna_studies([record.study for record in records], known=stored)
+            with self._write() as session:
+                for record in records:
+                    put_study(session, record)
+
+    def _make_optuna_studies(self, names: Sequence[str], *, known: Mapping[str, StudyRecord]) -> None:
+        summaries = optuna.get_all_study_summaries(self._optuna, include_best_trial=False)
+        n_trials = {summary.study_name: summary.n_trials for summary in summaries}
+        for name in names:
+            if name not in known and n_trials.get(name):
+                raise StorageError(
+                    f"{self.name} holds an Optuna study {name!r} with trials that kftune did not make; "
+                    "use another name or storage"
+                )
+        for name in names:
+            if name not in n_trials:
+                optuna.create_study(study_name=name, storage=self._optuna, direction="minimize")
+
+    def studies(self, file_name: str | None = None) -> list[StudyRecord]:
+        """Studies in the order they were registered, of one study file or all."""
+        row = models.Study
+        query = sa.select(
+            row.study, row.file_name, row.problem, row.optimizer, row.identity, row.config, row.space, row.n_trials
+        ).order_by(row.id)
+        if file_name is not None:
+            query = query.where(row.file_name == file_name)
+        with self._read() as connection:
+            return [StudyRecord(**found._mapping) for found in connection.execute(query)]
+
+    def file_names(self) -> list[str]:
+        """Names of the study files that have studies here, in the order they came."""
+        return list(dict.fromkeys(record.file_name for record in self.studies()))
+
+    def trials(self, study: str) -> list[TrialRecord]:
+        """Optuna's trials of a study, by number.
+
+        Raises:
+            StorageError: there is no such study.
+        """
+        with storage_errors(self.name):
+            try:
+                study_id = self._optuna.get_study_id_from_name(study)
+            except KeyError as error:
+                raise StorageError(f"{self.name} holds no study {study!r}") from error
+            trials = self._optuna.get_all_trials(study_id, deepcopy=False)
+        return [
+            TrialRecord(
+                number=trial.number,
+                state=trial.state.name.lower(),
+                value=trial.value,
+                params=dict(trial.params),
+                datetime_start=trial.datetime_start,
+                datetime_complete=trial.datetime_complete,
+            )
+            for trial in trials
+        ]
+
+    # -- sessions ----------------------------------------------------------------------------------------------------
+
+    def begin_session(self, record: SessionRecord) -> int:
+        """Store a session that starts now; returns its id."""
+        row = models.Session(
+            file_name=record.file_name,
+            started_at=record.started_at,
+            ended_at=record.ended_at,
+            host=record.host,
+            devices=record.devices,
+            versions=record.versions,
+            command=record.command,
+            ledger=record.ledger,
+        )
+        with self._write() as session:
+            session.add(row)
+            session.flush()
+            return row.id
+
+    def save_session(self, session_id: int, *, ledger: Mapping[str, float], ended_at: datetime | None = None) -> None:
+        """Store where a session's seconds went so far and, at its end, when it ended.
+
+        Raises:
+            StorageError: there is no such session.
+        """
+        with self._write() as session:
+            row = self._session_row(session, session_id)
+            row.ledger = dict(ledger)
+            row.ended_at = ended_at if ended_at is not None else row.ended_at
+
+    def _session_row(self, session: orm.Session, session_id: int) -> models.Session:
+        row = session.get(models.Session, session_id)
+        if row is None:
+            raise StorageError(f"{self.name} holds no session {session_id}")
+        return row
+
+    def sessions(self, file_name: str | None = None) -> list[SessionRecord]:
+        """Sessions in the order they began, of one study file or all."""
+        row = models.Session
+        query = sa.select(
+            row.id,
+            row.file_name,
+            row.started_at,
+            row.ended_at,
+            row.host,
+            row.devices,
+            row.versions,
+            row.command,
+            row.ledger,
+        ).order_by(row.id)
+        if file_name is not None:
+            query = query.where(row.file_name == file_name)
+        with self._read() as connection:
+            return [SessionRecord(**found._mapping) for found in connection.execute(query)]
+
+    # -- runs --------------------------------------------------------------------------------------------------------
+
+    def add_run(self, record: RunRecord, *, session_ledger: Mapping[str, float]) -> None:
+        """Store a run with its curve, and where its session's seconds went so far, in one transaction.
+
+        Raises:
+            StorageError: its study or session is not stored, or this repeat of this trial is stored already.
+        """
+        with self._write() as session:
+            study_id = session.scalar(sa.select(models.Study.id).where(models.Study.study == record.study))
+            if study_id is None:
+                raise StorageError(f"{self.name} holds no study {record.study!r}")
+            of_repeat = sa.select(models.Run.id).where(
+                models.Run.study_id == study_id, models.Run.trial == record.trial, models.Run.repeat == record.repeat
+            )
+            if session.scalar(of_repeat) is not None:
+                raise StorageError(
+                    f"{self.name}: repeat {record.repeat} of trial {record.trial} of {record.study} is stored already"
+                )
+            self._session_row(session, record.session_id).ledger = dict(session_ledger)
+            session.add(run_row(record, study_id))
+
+    def runs(self, study: str | None = None, *, curves: bool = True) -> list[RunRecord]:
+        """Runs by study (in the order they were registered), trial and repeat.
+
+        Args:
+            study: only of this study.
+            curves: with their points; without, every ``result.curve`` is empty and reading is much faster.
+        """
+        where = () if study is None else (models.Study.study == study,)
+        query = (
+            sa.select(models.Study.study, models.Run.__table__)
+            .join_from(models.Run, models.Study)
+            .where(*where)
+            .order_by(models.Run.study_id, models.Run.trial, models.Run.repeat)
+        )
+        with self._read() as connection:
+            rows = connection.execute(query).mappings().all()
+            found = self._curves(connection, where) if curves else {}
+        return [run_record(row, found.get(row["id"], ())) for row in rows]
+
+    @staticmethod
+    def _curves(
+        connection: sa.Connection, where: Sequence[sa.ColumnElement[bool]]
+    ) -> dict[int, tuple[CurvePoint, ...]]:
+        row = models.Point
+        query = (
+            sa.select(row.run_id, row.train_seconds, row.update, row.train_loss, row.test_loss, row.accuracy)
+            .join_from(models.Point, models.Run)
+            .join(models.Study)
+            .where(*where)
+            .order_by(row.run_id, row.position)
+        )
+        points = groupby(connection.execute(query), key=lambda point: point[0])
+        return {
+            run_id: tuple(
+                CurvePoint(train_seconds=seconds, update=update, train_loss=train, test_loss=test, accuracy=accuracy)
+                for _, seconds, update, train, test, accuracy in group
+            )
+            for run_id, group in points
+        }
+
+    # -- transactions ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _read(self) -> Iterator[sa.Connection]:
+        with storage_errors(self.name), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _write(self) -> Iterator[orm.Session]:
+        self._check_writable()
+        engine = self._engine.execution_options(begin="IMMEDIATE")
+        with storage_errors(self.name), orm.Session(engine) as session, session.begin():
+            yield session
+
+    def _check_writable(self) -> None:
+        if self._database.read_only:
+            raise StorageError(f"{self.name} is open for reading only")
+
+
+def _check_same(stored: StudyRecord | None, record: StudyRecord) -> None:
+    changed = differences(stored.identity, record.identity) if stored is not None else []
+    if changed:
+        raise StudyChangedError(record.study, changed)

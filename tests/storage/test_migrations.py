@@ -1,0 +1,71 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy.engine import make_url
+from sqlalchemy.schema import CreateTable
+
+from kftune.storage import _migrating as migrating
+from kftune.storage._connecting import Database
+from kftune.storage.models import Base
+
+
+@pytest.fixture
+def engine(path: Path, url: str) -> Iterator[sa.Engine]:
+    engine = Database.parse(url, "create").engine()
+    yield engine
+    engine.dispose()
+
+
+def compared(connection: sa.Connection) -> list[object]:
+    """Differences between the database and the models, as Alembic sees them; its own table aside."""
+    options = {"include_name": lambda name, kind, _: kind != "table" or name != migrating.VERSION_TABLE}
+    return list(compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata))
+
+
+def test_the_migrations_lead_to_the_models(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        migrating.upgrade(connection, name="a database")
+        assert migrating.stored_revision(connection) == migrating.head_revision()
+        assert compared(connection) == []
+
+
+def test_a_column_that_no_migration_makes_would_be_noticed(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        migrating.upgrade(connection, name="a database")
+        connection.execute(sa.text("ALTER TABLE kftune_run DROP COLUMN examples"))
+        connection.execute(sa.text("DROP INDEX ix_kftune_run_session_id"))
+        assert len(compared(connection)) == 2
+
+
+def test_upgrading_twice_changes_nothing(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        migrating.upgrade(connection, name="a database")
+        before = connection.execute(sa.text("SELECT sql FROM sqlite_master")).all()
+        migrating.upgrade(connection, name="a database")
+        assert connection.execute(sa.text("SELECT sql FROM sqlite_master")).all() == before
+
+
+def test_an_upgrade_is_made_whole_or_not_at_all(engine: sa.Engine) -> None:
+    with engine.connect() as connection:
+        transaction = connection.begin()
+        migrating.upgrade(connection, name="a database")
+        transaction.rollback()
+        assert sa.inspect(connection).get_table_names() == []
+
+
+def test_the_first_revision_can_be_taken_back(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        migrating.upgrade(connection, name="a database")
+        migrating.downgrade(connection, "base")
+        assert sa.inspect(connection).get_table_names() == [migrating.VERSION_TABLE]
+
+
+@pytest.mark.parametrize("table", Base.metadata.sorted_tables, ids=lambda table: table.name)
+def test_the_tables_can_be_made_in_postgresql(table: sa.Table) -> None:
+    statement = str(CreateTable(table).compile(dialect=make_url("postgresql://").get_dialect()()))
+    assert f"CREATE TABLE {table.name}" in statement
+    assert "ROWID" not in statement
