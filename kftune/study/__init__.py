@@ -1,0 +1,1 @@
+"""Studies: the study file, the search, the runner and its workers."""

@@ -1,0 +1,36 @@
+"""The study file: reading it, checking it against what there is to tune and to train, and its studies."""
+
+from kftune.study.config._devices import resolve_devices
+from kftune.study.config._load import StudyLocation, config_from_dict, load_config, locate_study, parse_config
+from kftune.study.config._models import (
+    BudgetConfig,
+    DimensionConfig,
+    EvaluationConfig,
+    OptimizerConfig,
+    ProblemConfig,
+    SamplerConfig,
+    StudyConfig,
+)
+from kftune.study.config._parameters import Parameter, hyperparameters
+from kftune.study.config._plans import StudyPlan
+from kftune.study.config._storage import storage_url
+
+__all__ = [
+    "BudgetConfig",
+    "DimensionConfig",
+    "EvaluationConfig",
+    "OptimizerConfig",
+    "Parameter",
+    "ProblemConfig",
+    "SamplerConfig",
+    "StudyConfig",
+    "StudyLocation",
+    "StudyPlan",
+    "config_from_dict",
+    "hyperparameters",
+    "load_config",
+    "locate_study",
+    "parse_config",
+    "resolve_devices",
+    "storage_url",
+]

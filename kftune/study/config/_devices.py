@@ -1,0 +1,45 @@
+"""Which devices a study runs on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kftune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from kftune.study.config._models import StudyConfig
+
+__all__ = ["resolve_devices"]
+
+
+def resolve_devices(config: StudyConfig, override: str | None = None) -> list[str]:
+    """The device of every slot, e.g. ``["cpu"]`` or ``["cuda:0", "cuda:1"]``; a name may stand twice.
+
+    Args:
+        config: whose ``devices`` count.
+        override: what stands in their place, e.g. ``"cuda:0,cuda:1"``.
+
+    Raises:
+        ConfigError: a device that is unknown or not in this machine.
+    """
+    import torch
+    from pydantic import TypeAdapter, ValidationError
+
+    from kftune.study.config._models import Devices
+
+    source = None if override is None else "--devices"
+    try:
+        wanted = config.devices if override is None else TypeAdapter(Devices).validate_python(override)
+    except ValidationError as error:
+        raise ConfigError(str(error.errors()[0]["ctx"]["error"]), source=source) from None
+    n_cuda = torch.cuda.device_count()
+    cuda = [f"cuda:{i}" for i in range(n_cuda)]
+    if wanted == "auto":
+        return cuda or ["cpu"]
+    devices = [device for name in wanted for device in (cuda or [name] if name == "cuda" else [name])]
+    for name in devices:
+        if name != "cpu" and name not in cuda:
+            there = ", ".join(["cpu", *cuda])
+            message = f"there is no device {name!r} in this machine (available: {there})"
+            raise ConfigError(message, source=source, path="devices" if source is None else None)
+    return devices

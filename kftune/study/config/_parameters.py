@@ -1,0 +1,138 @@
+"""What hyperparameters an optimizer takes, read off its constructor, and whether a value suits one."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import types
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from kftune.errors import suggestion
+from kftune.study.config._flaws import show
+
+if TYPE_CHECKING:
+    from kftune.optim import OptimizerEntry
+
+__all__ = ["BATCH_SIZES", "Parameter", "hyperparameters"]
+
+BATCH_SIZES = ("batch_size", "effective_batch_size")
+"""Hyperparameters of the training loop, which every optimizer has beside its own."""
+
+_NOT_TUNABLE = {"self", "model", "likelihood", "seed"}
+_SIMPLE = {bool, int, float, str, type(None)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """One hyperparameter.
+
+    Attributes:
+        name: of the constructor's argument.
+        default: its default; ``inspect.Parameter.empty`` if it has none.
+        kinds: the simple types it may have; empty if it may be anything.
+        choices: its only values, if its annotation is a ``Literal``.
+    """
+
+    name: str
+    default: Any = inspect.Parameter.empty
+    kinds: frozenset[type] = frozenset()
+    choices: tuple[Any, ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its numbers are whole numbers."""
+        return int in self.kinds and float not in self.kinds
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether it may be a number at all."""
+        return (not self.kinds and not self.choices) or bool(self.kinds & {int, float})
+
+    def check(self, value: Any) -> Any:
+        """The value as the optimizer should get it (``1`` for a real parameter becomes ``1.0``).
+
+        Raises:
+            ValueError: the value cannot be meant; the message says what can.
+        """
+        if any(value == choice and type(value) is type(choice) for choice in self.choices):
+            return value
+        if self.kinds or self.choices:
+            number = _as_number(value) if self.is_numeric else None
+            if number is not None and math.isfinite(number):
+                if float in self.kinds:
+                    return float(number)
+                if number == int(number):
+                    return int(number)
+            elif isinstance(value, bool | str | None) and type(value) in self.kinds:
+                return value
+            raise ValueError(f"must be {self.allowed()}, got {show(value)}{self._near(value)}")
+        return value
+
+    def allowed(self) -> str:
+        """What it may be, in words."""
+        words = [show(choice) for choice in self.choices]
+        if float in self.kinds:
+            words.append("a number")
+        elif int in self.kinds:
+            words.append("a whole number")
+        words += ["text"] if str in self.kinds else []
+        words += ["true or false"] if bool in self.kinds else []
+        words += ["null"] if type(None) in self.kinds else []
+        return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+    def _near(self, value: Any) -> str:
+        names = [choice for choice in self.choices if isinstance(choice, str)]
+        return suggestion(value, names).partition(" (available")[0] if isinstance(value, str) else ""
+
+
+def hyperparameters(entry: OptimizerEntry) -> dict[str, Parameter]:
+    """Everything a study file may set for this optimizer, in the constructor's order, the batch sizes last."""
+    # mypy means instances' __init__; this is the class's own.
+    function: Any = entry.cls.__init__ if isinstance(entry.cls, type) else entry.cls  # type: ignore[misc]
+    hints = _hints(function)
+    found = {}
+    for name, argument in inspect.signature(entry.cls).parameters.items():
+        named = argument.kind in (argument.KEYWORD_ONLY, argument.POSITIONAL_OR_KEYWORD)
+        if named and name not in _NOT_TUNABLE:
+            kinds, choices = _kinds(hints.get(name))
+            found[name] = Parameter(name=name, default=argument.default, kinds=kinds, choices=choices)
+    for name in BATCH_SIZES:
+        found[name] = Parameter(name=name, kinds=frozenset({int}))
+    return found
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(function)
+    except NameError:
+        # A plug-in may import its annotations' types for type checkers only; they serve to check values early.
+        return {}
+
+
+def _kinds(hint: Any) -> tuple[frozenset[type], tuple[Any, ...]]:
+    """The simple types and the literal values in an annotation; nothing if it allows anything else."""
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    kinds: set[type] = set()
+    choices: list[Any] = []
+    for member in members:
+        if get_origin(member) is Literal:
+            choices += get_args(member)
+        elif member in _SIMPLE:
+            kinds.add(member)
+        else:
+            return frozenset(), ()
+    return frozenset(kinds), tuple(choices)
+
+
+def _as_number(value: Any) -> float | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        return value
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    return None

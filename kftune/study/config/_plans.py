@@ -1,0 +1,172 @@
+"""From a study file to its studies: names looked up, spaces resolved."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from kftune.errors import UsageError, suggestion
+from kftune.space import Space
+from kftune.study.config._flaws import Flaws, Location, show, unknown
+from kftune.study.config._spaces import make_space
+
+if TYPE_CHECKING:
+    from kftune.problems import ProblemEntry
+    from kftune.study.config._models import OptimizerConfig, ProblemConfig, StudyConfig
+    from kftune.study.samplers import SamplerEntry
+
+__all__ = ["StudyPlan", "make_plans"]
+
+_SHARED = ("budget", "repeats", "startup_trials", "objective", "seed", "threads", "dtype", "evaluation")
+"""Keys of the study file, beside the sampler's, that decide what a trial of any of its studies is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyPlan:
+    """One study: a (problem, optimizer) pair of a study file.
+
+    Attributes:
+        study: full name of the Optuna study, ``<file name>/<problem>/<optimizer>``.
+        problem: the problem's label.
+        problem_name: its name in the registry.
+        problem_args: its arguments.
+        optimizer: the optimizer's label.
+        optimizer_name: its name in the registry.
+        space: its own space with the file's ``space`` and ``fixed`` applied, batch sizes within the problem's.
+        shared: what the studies of the file have in common and may not change either.
+    """
+
+    study: str
+    problem: str
+    problem_name: str
+    problem_args: Mapping[str, Any]
+    optimizer: str
+    optimizer_name: str
+    space: Space
+    shared: Mapping[str, Any] = field(default_factory=dict)
+
+    def identity(self) -> dict[str, Any]:
+        """Plain data of everything that must not change between the sessions of a study."""
+        return {
+            **self.shared,
+            "problem": {"name": self.problem_name, "args": dict(self.problem_args)},
+            "optimizer": self.optimizer_name,
+            "space": self.space.to_dict(),
+        }
+
+
+def make_plans(config: StudyConfig) -> tuple[tuple[StudyPlan, ...], Flaws]:
+    """The studies of a file, and what is wrong with it where they could not be made."""
+    from kftune.optim import OPTIMIZERS
+    from kftune.problems import PROBLEMS
+
+    flaws = Flaws()
+    problem_labels = _labels(config.problems, "problems", flaws)
+    optimizer_labels = _labels(config.optimizers, "optimizers", flaws)
+    known_problems = _known(config.problems, "problems", "problem", PROBLEMS.names(), flaws)
+    known_optimizers = _known(config.optimizers, "optimizers", "optimizer", OPTIMIZERS.names(), flaws)
+    sampler, options = _sampler(config, flaws)
+    plain = config.to_dict()
+    shared = {key: plain[key] for key in _SHARED} | {"sampler": {"name": config.sampler.name, **options}}
+    plans = []
+    for i, j in itertools.product(known_problems, known_optimizers):
+        problem, entry = config.problems[i], PROBLEMS.get(config.problems[i].name)
+        optimizer = config.optimizers[j]
+        if config.objective == "test_error" and not entry.has_accuracy:
+            flaws.add(("objective",), f"test_error needs an accuracy, which {problem.name} has not")
+        plan = StudyPlan(
+            study=f"{config.name}/{problem_labels[i]}/{optimizer_labels[j]}",
+            problem=problem_labels[i],
+            problem_name=problem.name,
+            problem_args=_changed_args(problem, entry, ("problems", i, "args"), flaws),
+            optimizer=optimizer_labels[j],
+            optimizer_name=optimizer.name,
+            space=make_space(
+                optimizer,
+                entry=OPTIMIZERS.get(optimizer.name),
+                problem=entry,
+                location=("optimizers", j),
+                flaws=flaws,
+            ),
+            shared=shared,
+        )
+        if sampler is not None:
+            _check_searchable(sampler, plan, flaws)
+        plans.append(plan)
+    return tuple(plans), flaws
+
+
+def _sampler(config: StudyConfig, flaws: Flaws) -> tuple[SamplerEntry | None, dict[str, Any]]:
+    """The sampler and those of its options that are not at their default; None if there is a flaw."""
+    from kftune.study.samplers import SAMPLERS
+
+    name = config.sampler.name
+    if name not in SAMPLERS:
+        flaws.add(("sampler",), unknown("sampler", name, SAMPLERS.names()))
+        return None, {}
+    entry, n_before = SAMPLERS.get(name), len(flaws)
+    for option, value in config.sampler.options.items():
+        try:
+            entry.resolve_options({option: value})
+        except UsageError as error:
+            flaws.add(("sampler", option), str(error))
+    changed = {option: v for option, v in config.sampler.options.items() if v != entry.options.get(option)}
+    return (entry if len(flaws) == n_before else None), changed
+
+
+def _check_searchable(sampler: SamplerEntry, plan: StudyPlan, flaws: Flaws) -> None:
+    """A sampler that cannot search a dimension would draw it at random, and say nothing."""
+    try:
+        sampler.check_space(plan.space)
+    except UsageError as error:
+        flaws.add(("sampler",), f"{error} ({plan.optimizer})")
+
+
+def _labels(items: Sequence[ProblemConfig | OptimizerConfig], key: str, flaws: Flaws) -> list[str]:
+    """What each item is called in studies' names; two of one label are a flaw."""
+    labels = [item.label or item.name for item in items]
+    for i, label in enumerate(labels):
+        if label in labels[:i]:
+            flaws.add((key, i), f"{show(label)} stands twice; give one of them a label of its own")
+    return labels
+
+
+def _known(
+    items: Sequence[ProblemConfig | OptimizerConfig], key: str, kind: str, available: Sequence[str], flaws: Flaws
+) -> list[int]:
+    """Indices of the items whose names are in the registry; the others are flaws."""
+    for i, item in enumerate(items):
+        if item.name not in available:
+            flaws.add((key, i, "name"), unknown(kind, item.name, available))
+    return [i for i, item in enumerate(items) if item.name in available]
+
+
+def _changed_args(problem: ProblemConfig, entry: ProblemEntry, location: Location, flaws: Flaws) -> dict[str, Any]:
+    """The given arguments that differ from their defaults; unknown names and other types than theirs are flaws.
+
+    Arguments at their default are left out, so that saying one or not saying it is the same study.
+    """
+    defaults = entry.args
+    for name, value in problem.args.items():
+        where = (*location, name)
+        if name not in defaults:
+            hint = suggestion(name, defaults) if defaults else "; it takes none"
+            flaws.add(where, f"problem {entry.name!r} has no argument {name!r}{hint}")
+        elif (expected := _expected(value, defaults[name])) is not None:
+            flaws.add(where, f"must be {expected}, got {show(value)}")
+    return {name: value for name, value in problem.args.items() if name in defaults and value != defaults[name]}
+
+
+def _expected(value: Any, default: Any) -> str | None:
+    """What an argument should have been, going by its default's type; None if it is fine."""
+    if default is None or (isinstance(value, type(default)) and not isinstance(value, bool)):
+        return None
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(default, int):
+        return "a whole number"
+    if isinstance(default, float):
+        return None if isinstance(value, int) and not isinstance(value, bool) else "a number"
+    return "text" if isinstance(default, str) else f"a {type(default).__name__}"
