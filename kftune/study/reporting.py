@@ -1,0 +1,51 @@
+"""What the runner tells whoever watches it. The CLI draws it; the default is silence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kftune.training.results import CurvePoint, RunResult
+
+__all__ = ["Reporter", "RunKey", "StudyTotals"]
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """Which run: study name, trial number from 0, repeat from 0."""
+
+    study: str
+    trial: int
+    repeat: int
+
+
+@dataclass(frozen=True)
+class StudyTotals:
+    """Size of one study at the start of a session: how many runs it has in all, and how many are stored already."""
+
+    study: str
+    n_trials: int
+    n_runs: int
+    n_runs_done: int
+    n_trials_done: int
+
+
+class Reporter:
+    """Does nothing; override what is of interest. Called from the runner's thread only."""
+
+    def started(self, totals: list[StudyTotals], devices: list[str]) -> None:
+        """The studies are registered and about to go on, on these device slots."""
+
+    def run_started(self, key: RunKey, device: str) -> None:
+        """A worker was given a run."""
+
+    def point(self, key: RunKey, point: CurvePoint) -> None:
+        """A run's curve has a new point."""
+
+    def run_finished(self, key: RunKey, result: RunResult) -> None:
+        """A run ended and is stored."""
+
+    def trial_finished(self, study: str, trial: int, value: float | None, best: float | None) -> None:
+        """A trial was told to the sampler (None: it has no value); ``best`` is the study's best so far."""
+
+    def message(self, text: str) -> None:
+        """Something a person should know: a run lost and run again, an interrupt being honoured."""

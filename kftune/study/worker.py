@@ -1,0 +1,74 @@
+"""The worker process: trains the runs it is sent, one after another, and streams their curves back.
+
+Started as ``python -m kftune.study.worker FD``; ``FD`` is its end of a socket pair. It reads pickled
+:class:`~kftune.training.results.RunSpec` objects and answers with :class:`Ready`, :class:`Point` and :class:`Done`.
+It ends when the other end closes, also in the middle of a run: a runner that dies leaves no worker behind.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from kftune.training.results import CurvePoint, RunResult, RunSpec
+
+__all__ = ["Done", "Point", "Ready", "main"]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The worker has imported what it needs."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A new point on the curve of the run in progress."""
+
+    point: CurvePoint
+
+
+@dataclass(frozen=True)
+class Done:
+    """The run has ended."""
+
+    result: RunResult
+
+
+def main() -> None:
+    """Serve until the connection closes."""
+    connection = Connection(int(sys.argv[1]))
+    inbox: queue.SimpleQueue[RunSpec] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
+
+    import torch
+
+    from kftune.optim import OPTIMIZERS
+    from kftune.problems import PROBLEMS
+    from kftune.training.trainer import train
+
+    OPTIMIZERS.names(), PROBLEMS.names()  # imports every plug-in before the first run's set-up is timed
+    connection.send(Ready())
+    while True:
+        spec = inbox.get()
+        torch.set_num_threads(spec.threads)
+        connection.send(Done(train(spec, on_point=lambda point: connection.send(Point(point)))))
+
+
+def _receive(connection: Connection, inbox: queue.SimpleQueue[RunSpec]) -> None:
+    """Read run specifications; leave at once, whatever the main thread is doing, when the runner is gone."""
+    while True:
+        try:
+            inbox.put(connection.recv())
+        except (EOFError, OSError):
+            os._exit(0)
+
+
+if __name__ == "__main__":
+    # Under -m this module is called __main__; what it pickles must be found under its importable name.
+    from kftune.study.worker import main as importable_main
+
+    importable_main()

@@ -1,0 +1,124 @@
+"""``kill -9`` in the middle of a study, then the same command: nothing lost, nothing twice, the exact count."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from kftune.storage.repository import Repository
+
+STUDY = """
+name: kill
+problems: [digits_mlp]
+optimizers: [sgd, foof]
+budget: {{updates: 150}}
+repeats: 2
+trials: 4
+startup_trials: 2
+sampler: {sampler}
+seed: 7
+threads: 1
+evaluation: {{points: 3}}
+storage: sqlite:///{database}
+"""
+
+RunRow = tuple[str, int, int, int, tuple[tuple[str, object], ...], float]
+
+
+def write_study(directory: Path, name: str, sampler: str) -> tuple[Path, str]:
+    study = directory / f"{name}.yaml"
+    database = directory / f"{name}.db"
+    study.write_text(STUDY.format(sampler=sampler, database=database))
+    return study, f"sqlite:///{database}"
+
+
+def start(study: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "kftune", "run", str(study)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+
+
+def finish(study: Path) -> str:
+    process = start(study)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+def stored(url: str) -> set[RunRow]:
+    """Every run, with the last test loss: an ``updates`` budget makes it reproducible to the bit."""
+    with Repository.open(url, create=False) as repository:
+        runs = repository.runs()
+    rows = {
+        (run.study, run.trial, run.repeat, run.seed, tuple(sorted(run.params.items())), run.result.curve[-1].test_loss)
+        for run in runs
+    }
+    assert len(rows) == len(runs)
+    return rows
+
+
+def count_runs(database: Path) -> int:
+    if not database.exists():
+        return 0
+    try:
+        with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+            return int(connection.execute("select count(*) from kftune_run").fetchone()[0])
+    except sqlite3.OperationalError:  # the tables are not there yet
+        return 0
+
+
+def kill_after(study: Path, database: Path, n_runs: int, *, workers_too: bool) -> None:
+    """Start the study and kill it a moment after its ``n_runs``-th run is stored."""
+    process = start(study)
+    deadline = time.monotonic() + 120
+    while count_runs(database) < n_runs:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.15)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    for worker in workers:
+        if workers_too:
+            worker.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive, "a worker outlived its runner"
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gpyopt"])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, sampler: str) -> None:
+    whole, whole_url = write_study(tmp_path, "whole", sampler)
+    finish(whole)
+    reference = {(row[0].replace("kill/", "", 1), *row[1:]) for row in stored(whole_url)}
+    assert len(reference) == 2 * 4 * 2
+
+    study, url = write_study(tmp_path, "killed", sampler)
+    database = tmp_path / "killed.db"
+    kill_after(study, database, 3, workers_too=True)
+    survivors = stored(url)
+    assert 3 <= len(survivors) < 16
+    kill_after(study, database, 9, workers_too=False)
+    assert survivors <= stored(url)
+    output = finish(study)
+
+    assert survivors <= stored(url)
+    assert {(row[0].replace("kill/", "", 1), *row[1:]) for row in stored(url)} == reference
+    with Repository.open(url, create=False) as repository:
+        for name in ("kill/digits_mlp/sgd", "kill/digits_mlp/foof"):
+            assert [trial.state for trial in repository.trials(name)] == ["complete"] * 4
+    with sqlite3.connect(database) as connection:
+        assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
+
+    again = finish(study)
+    assert "complete" in again
+    assert again != output
