@@ -1,0 +1,1 @@
+"""Tables and statistics from stored results. Nothing here needs torch."""

@@ -1,0 +1,97 @@
+"""One look for all figures: the same colour and dash for an optimizer everywhere, readable on light and dark paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import plotly.graph_objects as go
+
+from kftune.dashboard.formatting import in_figure
+
+__all__ = ["DARK", "INK", "MUTED", "OptimizerStyle", "layout", "optimizer_styles", "value_axis"]
+
+# Okabe and Ito's colours (https://jfly.uni-koeln.de/color/), told apart with any kind of colour vision, without the
+# yellow that white paper swallows. Beside each its shade for dark paper.
+_PALETTE = (
+    ("#0072b2", "#4aa3e0"),  # blue
+    ("#d55e00", "#f0813a"),  # vermillion
+    ("#009e73", "#2ebf95"),  # bluish green
+    ("#cc79a7", "#de97bf"),  # reddish purple
+    ("#e69f00", "#f0b429"),  # orange
+    ("#56b4e9", "#9bd5f7"),  # sky blue
+    ("#4b5563", "#c3c9d2"),  # grey, for black
+)
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+
+INK = "#1f2730"
+MUTED = "#6a7380"
+GRID = "#e4e8ec"
+PAPER = "rgba(0,0,0,0)"
+LABEL = "#ffffff"
+
+DARK = dict(_PALETTE) | {INK: "#e3e7ec", MUTED: "#98a2ae", GRID: "#2d343d", LABEL: "#20262e"}
+"""Every colour of a figure → its counterpart on dark paper; the page exchanges them."""
+
+_NO_RANGE, _SHORT_RANGE, _LONG_RANGE = 1.05, 5.0, 500.0
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+class OptimizerStyle(NamedTuple):
+    """How an optimizer is drawn."""
+
+    colour: str
+    dash: str
+
+
+def optimizer_styles(names: Iterable[str]) -> dict[str, OptimizerStyle]:
+    """A style for each optimizer, by the order of their names; no two alike among the first 35."""
+    ordered = sorted(set(names))
+    n = len(_PALETTE)
+    return {
+        name: OptimizerStyle(_PALETTE[i % n][0], _DASHES[(i + i // n) % len(_DASHES)]) for i, name in enumerate(ordered)
+    }
+
+
+def layout(*, x_title: str, y_title: str) -> go.Layout:
+    """A layout with titled axes and a legend above the plot."""
+    axis: dict[str, Any] = {
+        "gridcolor": GRID,
+        "linecolor": MUTED,
+        "tickcolor": MUTED,
+        "zeroline": False,
+        "showline": True,
+        "ticks": "outside",
+        "ticklen": 4,
+        "automargin": True,
+    }
+    return go.Layout(
+        template="none",
+        paper_bgcolor=PAPER,
+        plot_bgcolor=PAPER,
+        font={"family": _FONT, "size": 13, "color": INK},
+        margin={"l": 60, "r": 14, "t": 28, "b": 50},
+        xaxis=axis | {"title": {"text": in_figure(x_title), "standoff": 10}},
+        yaxis=axis | {"title": {"text": in_figure(y_title), "standoff": 10}},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "xanchor": "left", "x": 0},
+        hovermode="closest",
+        modebar={"bgcolor": PAPER, "color": MUTED, "activecolor": INK},
+        hoverlabel={"bgcolor": LABEL, "bordercolor": MUTED, "font": {"color": INK, "size": 12}, "align": "left"},
+    )
+
+
+def value_axis(values: Iterable[float]) -> dict[str, Any]:
+    """A logarithmic axis for all of ``values`` (at least one) if they are positive, else a linear one."""
+    drawn = list(values)
+    low, high = min(drawn), max(drawn)
+    if low <= 0:
+        return {"type": "linear"}
+    axis: dict[str, Any] = {"type": "log", "minor": {"ticks": "outside", "ticklen": 2, "tickcolor": MUTED}}
+    if high < _NO_RANGE * low:
+        # Plotly would zoom in until rounding shows.
+        return axis | {"range": [math.log10(low / 2), math.log10(high * 2)], "dtick": "D2", "tickformat": "~g"}
+    if _SHORT_RANGE * low < high < _LONG_RANGE * low:
+        # Left alone, Plotly labels every digit until they overlap.
+        return axis | {"dtick": "D2", "tickformat": "~g"}
+    return axis

@@ -1,0 +1,83 @@
+"""Numbers, times and names as people read them."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+__all__ = [
+    "clock_time",
+    "duration",
+    "hover_params",
+    "in_figure",
+    "loss",
+    "number",
+    "objective_title",
+    "outcome_title",
+    "percent",
+]
+
+_OBJECTIVES = {"test_loss": "test loss", "train_loss": "train loss", "test_error": "test error"}
+_OUTCOMES = {"out_of_memory": "out of memory", "timed_out": "timed out"}
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """A float to some significant digits (``1.2e-5``, not ``1.2e-05``), anything else as it is."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, float):
+        return str(value)
+    mantissa, exponent_sign, exponent = f"{value:.{digits}g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent_sign else mantissa
+
+
+def loss(value: float) -> str:
+    """A loss to four significant digits, final zeros kept, so that those below each other compare: ``0.02370``."""
+    if not 1e-4 <= abs(value) < 1e4:
+        return number(value)
+    return f"{value:#.4g}".removesuffix(".")
+
+
+def percent(share: float) -> str:
+    """A share of 1 in percent: ``93 %``, ``0.9 %``, ``< 0.1 %``."""
+    if 0 < share < 0.001:
+        return "< 0.1 %"
+    return f"{100 * share:.0f} %" if share >= 0.1 or share == 0 else f"{100 * share:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """``0.35 s``, ``48 s``, ``12 min 5 s``, ``3 h 20 min``."""
+    if seconds < 59.95:  # what would be shown as 60.0 is a minute
+        return f"{number(float(seconds), 2 if seconds < 10 else 3)} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def clock_time(time: datetime) -> str:
+    """To the minute, UTC."""
+    return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def objective_title(objective: str) -> str:
+    """What is minimised, in words."""
+    return _OBJECTIVES.get(objective, objective)
+
+
+def outcome_title(outcome: str) -> str:
+    """How a run ended, in words."""
+    return _OUTCOMES.get(outcome, outcome)
+
+
+def in_figure(text: str) -> str:
+    """Text for a figure. Plotly reads a small HTML of its own there: a name is to be shown, not to be obeyed."""
+    return html.escape(text, quote=False)
+
+
+def hover_params(params: Mapping[str, Any]) -> str:
+    """Hyperparameters, one a line, for a figure."""
+    return "<br>".join(f"{in_figure(str(name))} = {in_figure(number(value))}" for name, value in params.items())

@@ -1,0 +1,98 @@
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+
+from kftune.analysis.results import FileResults, load_results
+from kftune.dashboard.page import write_page
+from kftune.storage.repository import Repository
+from tests.analysis.conftest import filled, filled_file, repository  # noqa: F401 - fixtures
+from tests.dashboard.factory import make_database
+
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="session")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of three optimizers on two problems, one with accuracy, with failures of all kinds."""
+    path = tmp_path_factory.mktemp("studied") / "results.db"
+    make_database(f"sqlite:///{path}", n_trials=14, n_startup=5)
+    return path
+
+
+@pytest.fixture(scope="session")
+def file(studied: Path) -> FileResults:
+    """What is in :func:`studied`."""
+    with Repository.open(f"sqlite:///{studied}", read_only=True) as opened:
+        return load_results(opened)[0]
+
+
+def page_of(database: Path) -> Path:
+    """The page about a database, beside it."""
+    with Repository.open(f"sqlite:///{database}", read_only=True) as opened:
+        return write_page(opened, out=database.with_suffix(".html"))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A real Chromium. Without one these tests are skipped, unless KFTUNE_REQUIRE_BROWSER is set, as in CI."""
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
+        message = "no Chromium found: install it (apt-get install chromium) to test the dashboard in a browser"
+        if os.environ.get("KFTUNE_REQUIRE_BROWSER") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Watched:
+    """An open page and all that went wrong in it."""
+
+    page: Page
+    problems: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[..., Watched]]:
+    """Opens a file as a user would, waits until it is drawn, and watches it: no error, no dialog, no other request."""
+    opened: list[Watched] = []
+
+    def open_file(path: Path, *, width: int = 1400, colour_scheme: str = "light") -> Watched:
+        page = browser.new_page(viewport={"width": width, "height": 1000}, color_scheme=colour_scheme)  # type: ignore[arg-type] # a Literal
+        watched = Watched(page)
+        opened.append(watched)
+
+        def console(message: ConsoleMessage) -> None:
+            if message.type in ("error", "warning"):
+                watched.problems.append(message.text)
+
+        page.on("console", console)
+        page.on("pageerror", lambda error: watched.problems.append(str(error)))
+        page.on("dialog", lambda dialog: (watched.problems.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda request: watched.requests.append(request.url))
+        page.goto(path.as_uri())
+        page.wait_for_selector("html.drawn", state="attached", timeout=30_000)
+        return watched
+
+    yield open_file
+    for watched in opened:
+        watched.page.close()
+        assert watched.problems == []
+        assert [url for url in watched.requests[1:] if not url.startswith(("data:", "blob:"))] == []

@@ -1,0 +1,323 @@
+"""Databases that look like those of real studies, made in a moment: ``python -m tests.dashboard.factory FILE.db``.
+
+Losses come from a formula (a bowl over the hyperparameters, a power law over time) with noise; every number goes
+through the repository as a runner's would.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import optuna
+
+from kftune.storage.repository import Repository, RunRecord, SessionRecord, StudyRecord
+from kftune.training.objective import run_objective
+from kftune.training.results import PHASES, CurvePoint, Outcome, RunResult
+
+STARTED_AT = datetime(2026, 3, 1, 8, 30, tzinfo=UTC)
+FLOAT = optuna.distributions.FloatDistribution
+LEARNING_RATE = FLOAT(1e-4, 10.0, log=True)
+BATCH_SIZE = optuna.distributions.IntDistribution(32, 2000, log=True)
+
+
+@dataclass(frozen=True)
+class Made:
+    """How an optimizer of the factory behaves.
+
+    Attributes:
+        dimensions: sampled name → distribution.
+        updates_per_second: with batches of 128.
+        floor: lowest loss it can reach, as a share of the untrained one.
+        fixed: hyperparameters that are not searched.
+    """
+
+    dimensions: Mapping[str, optuna.distributions.BaseDistribution]
+    updates_per_second: float
+    floor: float
+    fixed: Mapping[str, Any]
+
+
+OPTIMIZERS = {
+    "sgd": Made(
+        dimensions={"lr": LEARNING_RATE, "momentum": FLOAT(0.0, 0.99), "batch_size": BATCH_SIZE},
+        updates_per_second=400,
+        floor=0.085,
+        fixed={},
+    ),
+    "adamw": Made(
+        dimensions={"lr": LEARNING_RATE, "1-beta1": FLOAT(1e-3, 0.5, log=True), "batch_size": BATCH_SIZE},
+        updates_per_second=350,
+        floor=0.07,
+        fixed={},
+    ),
+    "kfac": Made(
+        dimensions={
+            "lr": LEARNING_RATE,
+            "damping/lr": FLOAT(1e-4, 10.0, log=True),
+            "kl_clip": FLOAT(1e-4, 1.0, log=True),
+            "statistics_every": optuna.distributions.IntDistribution(1, 50, log=True),
+            "batch_size": BATCH_SIZE,
+        },
+        updates_per_second=90,
+        floor=0.055,
+        fixed={"fisher": "mc", "inverses_every": 10},
+    ),
+}
+UNTRAINED = {"mnist_autoencoder": 0.2314, "fashion_mnist_mlp": 2.3026}
+
+
+def make_database(
+    url: str,
+    *,
+    name: str = "thesis_cpu",
+    problems: Sequence[str] = ("mnist_autoencoder", "fashion_mnist_mlp"),
+    optimizers: Mapping[str, Made] = OPTIMIZERS,
+    n_trials: int = 24,
+    n_made: int | None = None,
+    n_startup: int = 8,
+    repeats: int = 2,
+    budget_seconds: float = 60.0,
+    all_fail: bool = False,
+    seed: int = 0,
+) -> None:
+    """Make one study file's results.
+
+    Args:
+        url: of the database.
+        name: of the study file.
+        problems: labels; those with "autoencoder" in them have no accuracy.
+        optimizers: label → behaviour.
+        n_trials: asked for, per study.
+        n_made: trials made, per study (all if None); one more is left running if fewer.
+        n_startup: random ones among them.
+        repeats: runs per trial.
+        budget_seconds: of every run.
+        all_fail: let every run diverge.
+        seed: of everything random.
+    """
+    rng = np.random.default_rng(seed)
+    config = {
+        "name": name,
+        "problems": [{"name": problem, "label": None, "args": {}} for problem in problems],
+        "optimizers": [{"name": label, "fixed": dict(made.fixed)} for label, made in optimizers.items()],
+        "budget": {"seconds": budget_seconds},
+        "trials": n_trials,
+        "repeats": repeats,
+        "startup_trials": n_startup,
+        "sampler": {"name": "gpyopt"},
+        "objective": "test_loss",
+        "seed": seed,
+        "devices": "auto",
+    }
+    records = [
+        StudyRecord(
+            study=f"{name}/{problem}/{label}",
+            file_name=name,
+            problem=problem,
+            optimizer=label,
+            identity={},
+            config=config,
+            space={"dimensions": {}, "fixed": dict(made.fixed)},
+            n_trials=n_trials,
+        )
+        for problem in problems
+        for label, made in optimizers.items()
+    ]
+    with Repository.open(url) as repository:
+        repository.register(records)
+        session_id = _begin_session(repository, name)
+        studies = {
+            record.study: optuna.load_study(study_name=record.study, storage=repository.optuna_storage)
+            for record in records
+        }
+        busy = 0.0
+        for number in range(n_trials if n_made is None else n_made):
+            for record in records:
+                busy += _add_trial(
+                    repository, studies[record.study], record, optimizers[record.optimizer], session_id,
+                    number=number, budget_seconds=budget_seconds, all_fail=all_fail, rng=rng, busy=busy,
+                )  # fmt: skip
+        if n_made is not None and n_made < n_trials:
+            for study in studies.values():
+                study.ask()
+        else:
+            ended_at = STARTED_AT + timedelta(seconds=busy * 1.05)
+            repository.save_session(session_id, ledger=_ledger(busy), ended_at=ended_at)
+
+
+def _begin_session(repository: Repository, name: str) -> int:
+    record = SessionRecord(
+        id=None,
+        file_name=name,
+        started_at=STARTED_AT,
+        ended_at=None,
+        host="node17",
+        devices=["cpu"],
+        versions={"kftune": "0.1.0", "python": "3.11.7", "torch": "2.13.0", "optuna": "5.0.0", "GPyOpt": "1.2.6"},
+        command=f"kftune run studies/{name}.yaml",
+        ledger=_ledger(0.0),
+    )
+    return repository.begin_session(record)
+
+
+def _ledger(busy: float) -> dict[str, float]:
+    return {
+        "wall": busy * 1.05, "asking": busy * 0.03, "telling": busy * 0.002, "storing": busy * 0.003,
+        "worker_start": 3.2, "busy": busy, "slots": 1.0,
+    }  # fmt: skip
+
+
+def _add_trial(
+    repository: Repository,
+    study: optuna.Study,
+    record: StudyRecord,
+    made: Made,
+    session_id: int,
+    *,
+    number: int,
+    budget_seconds: float,
+    all_fail: bool,
+    rng: np.random.Generator,
+    busy: float,
+) -> float:
+    """Make one trial and its runs; returns their seconds."""
+    config = record.config
+    is_startup = number < config["startup_trials"]
+    sampled = {name: _draw(distribution, is_startup, rng) for name, distribution in made.dimensions.items()}
+    badness = sum(_distance(distribution, sampled[name]) for name, distribution in made.dimensions.items())
+    values: list[float | None] = []
+    seconds = 0.0
+    for repeat in range(config["repeats"]):
+        result = _make_run(
+            record, made, badness, int(sampled["batch_size"]), budget_seconds=budget_seconds, all_fail=all_fail, rng=rng
+        )
+        wall = result.train_seconds + result.evaluation_seconds + result.setup_seconds + result.warmup_seconds + 0.02
+        seconds += wall
+        run = RunRecord(
+            study=record.study,
+            trial=number,
+            repeat=repeat,
+            seed=1000 + repeat,
+            params=_resolved(sampled) | dict(made.fixed),
+            session_id=session_id,
+            started_at=STARTED_AT + timedelta(seconds=busy + seconds),
+            wall_seconds=wall,
+            attempt=1,
+            device="cpu",
+            result=result,
+        )
+        repository.add_run(run, session_ledger=_ledger(busy + seconds))
+        values.append(run_objective(result, "test_loss", untrained=_untrained(record.problem)))
+    known = [value for value in values if value is not None]
+    complete = len(known) == len(values)
+    study.add_trial(
+        optuna.trial.create_trial(
+            state=optuna.trial.TrialState.COMPLETE if complete else optuna.trial.TrialState.FAIL,
+            value=sum(known) / len(known) if complete else None,
+            params=sampled,
+            distributions=dict(made.dimensions),
+        )
+    )
+    return seconds
+
+
+def _untrained(problem: str) -> float:
+    return UNTRAINED.get(problem, 2.3026)
+
+
+def _draw(distribution: Any, is_startup: bool, rng: np.random.Generator) -> Any:
+    """Anywhere in the box, or, as a sampler would that has learnt something, near its middle."""
+    share = rng.uniform() if is_startup else float(np.clip(rng.normal(0.55, 0.17), 0, 1))
+    low, high = distribution.low, distribution.high
+    value = math.exp(math.log(low) + share * math.log(high / low)) if distribution.log else low + share * (high - low)
+    return (
+        round(value) if isinstance(distribution, optuna.distributions.IntDistribution) else min(max(value, low), high)
+    )
+
+
+def _distance(distribution: Any, value: float) -> float:
+    low, high = distribution.low, distribution.high
+    share = math.log(value / low) / math.log(high / low) if distribution.log else (value - low) / (high - low)
+    return float((share - 0.6) ** 2)
+
+
+def _resolved(sampled: Mapping[str, Any]) -> dict[str, Any]:
+    params = dict(sampled)
+    if "damping/lr" in params:
+        params["damping"] = params.pop("damping/lr") * params["lr"]
+    if "1-beta1" in params:
+        params["beta1"] = 1 - params.pop("1-beta1")
+    return params
+
+
+def _make_run(
+    record: StudyRecord,
+    made: Made,
+    badness: float,
+    batch_size: int,
+    *,
+    budget_seconds: float,
+    all_fail: bool,
+    rng: np.random.Generator,
+) -> RunResult:
+    untrained = _untrained(record.problem)
+    outcome = _outcome(badness, all_fail, rng)
+    rate = made.updates_per_second * (128 / batch_size) ** 0.7
+    floor = untrained * made.floor * (1 + 6 * badness) * float(rng.normal(1, 0.015))
+    has_accuracy = "autoencoder" not in record.problem
+    n_points = {Outcome.COMPLETED: 21, Outcome.TIMED_OUT: 9, Outcome.OUT_OF_MEMORY: 0}.get(outcome, 5)
+    curve = []
+    for i in range(n_points):
+        seconds = budget_seconds * i / 20
+        loss = floor + (untrained - floor) / (1 + rate * seconds / 60) ** 0.9 * float(rng.normal(1, 0.01) if i else 1)
+        if outcome is Outcome.DIVERGED and i == n_points - 1:
+            loss = math.nan if rng.uniform() < 0.5 else 1e9
+        curve.append(
+            CurvePoint(
+                train_seconds=seconds,
+                update=int(rate * seconds),
+                train_loss=loss * 0.97,
+                test_loss=loss,
+                accuracy=float(np.clip(1 - 0.9 * loss / untrained, 0, 1)) if has_accuracy else None,
+            )
+        )
+    seconds = curve[-1].train_seconds if curve else 0.0
+    shares = dict(zip(PHASES, (0.03, 0.5, 0.12, 0.15, 0.1, 0.08, 0.02), strict=True))
+    messages = {
+        Outcome.DIVERGED: "the loss is not finite",
+        Outcome.OUT_OF_MEMORY: "needs 92 GiB",
+        Outcome.TIMED_OUT: "killed after 420 s of wall time",
+        Outcome.CRASHED: "Traceback (most recent call last):\n  ...\nRuntimeError: <b>boom</b> & more",
+    }
+    return RunResult(
+        outcome=outcome,
+        message=messages.get(outcome, ""),
+        curve=tuple(curve),
+        train_seconds=seconds,
+        overshoot_seconds=0.004,
+        evaluation_seconds=0.03 * n_points,
+        setup_seconds=0.4,
+        warmup_seconds=0.1,
+        phase_seconds={phase: share * seconds for phase, share in shares.items()},
+        updates=int(rate * seconds),
+        examples=int(rate * seconds) * batch_size,
+        peak_memory_bytes=700 * 2**20,
+        device_name="AMD EPYC 7763 64-Core Processor",
+    )
+
+
+def _outcome(badness: float, all_fail: bool, rng: np.random.Generator) -> Outcome:
+    if all_fail or badness > rng.uniform(0.35, 0.8):
+        return Outcome.DIVERGED
+    rare = (Outcome.OUT_OF_MEMORY, Outcome.TIMED_OUT, Outcome.CRASHED)
+    return rare[rng.integers(3)] if rng.uniform() < 0.04 else Outcome.COMPLETED
+
+
+if __name__ == "__main__":
+    make_database(f"sqlite:///{sys.argv[1]}")
