@@ -1,0 +1,38 @@
+"""The command line: one file per command, each parses, calls one function and renders what comes back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from kftune.errors import UsageError
+
+__all__ = ["main"]
+
+_EXIT_USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``kftune`` and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+
+    Args:
+        argv: arguments after the program's name; those of the process by default.
+    """
+    import typer
+
+    from kftune.cli._app import app
+
+    try:
+        code = app(args=argv, prog_name="kftune", standalone_mode=False)
+    except UsageError as error:
+        _complain(str(error))
+        return _EXIT_USAGE
+    except typer.TyperException as error:
+        _complain(error.format_message())
+        return error.exit_code
+    return code if isinstance(code, int) else 0
+
+
+def _complain(message: str) -> None:
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)

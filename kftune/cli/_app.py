@@ -1,0 +1,48 @@
+"""The commands, in the order in which ``kftune --help`` lists them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import kftune
+from kftune.cli import best, dashboard, data, describe, init, listing, resume, run, status, validate
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="kftune",
+    help="Tune and compare neural-network optimizers under a fixed wall-clock budget.",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"kftune {kftune.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+app.command("init")(init.init)
+app.command("validate")(validate.validate)
+app.command("run")(run.run)
+app.command("resume")(resume.resume)
+app.command("status")(status.status)
+app.command("best")(best.best)
+app.command("dashboard")(dashboard.dashboard)
+app.command("list")(listing.list_)
+app.command("describe")(describe.describe)
+app.add_typer(data.app, name="data")
