@@ -7,34 +7,29 @@ import platform
 import shlex
 import socket
 import sys
-import time
-import zlib
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import optuna
 
 import kftune
 from kftune.errors import StorageError
 from kftune.problems import PROBLEMS
 from kftune.problems._data import get_dataset, locate
-from kftune.space import Value
 from kftune.storage.repository import Repository, RunRecord, SessionRecord, StudyRecord
 from kftune.study.config import StudyConfig, StudyPlan
 from kftune.study.executors import Finished, LocalExecutor, Lost, Progressed, TimedOut
+from kftune.study.ledger import Ledger
 from kftune.study.lock import sole_runner
 from kftune.study.reporting import Reporter, RunKey, StudyTotals
-from kftune.study.samplers import grid_size, make_sampler
-from kftune.training.objective import point_objective, run_objective
+from kftune.study.trials import OpenTrial, Trials, run_seed
 from kftune.training.results import CurvePoint, Outcome, RunResult, RunSpec
 
-__all__ = ["Interrupt", "RunSummary", "preflight", "run_seed", "run_studies"]
+__all__ = ["Interrupt", "RunSummary", "preflight", "run_studies"]
 
 _POLL_SECONDS = 0.2
 _MAX_ATTEMPTS = 3  # at a run that is lost to the machine
@@ -67,24 +62,6 @@ class RunSummary:
     outcome: Literal["complete", "already_complete", "interrupted", "crashed"]
     message: str = ""
     n_runs: int = 0
-
-
-def run_seed(study_seed: int, repeat: int) -> int:
-    """The seed of repeat ``repeat``: the same for every trial of every optimizer on every problem of a study file."""
-    return int(np.random.SeedSequence((study_seed, repeat)).generate_state(1)[0])
-
-
-def sampler_seed(study_seed: int, plan: StudyPlan) -> int:
-    """A seed for the sampler of one study: the same under another file name, another for another optimizer."""
-    label = zlib.crc32(f"{plan.problem}/{plan.optimizer}".encode())
-    return int(np.random.SeedSequence((study_seed, label)).generate_state(1)[0])
-
-
-def n_trials(config: StudyConfig, plan: StudyPlan) -> int:
-    """Trials of one study: what the study file says, or fewer if a grid has no more points."""
-    if config.sampler.name == "grid":
-        return min(config.trials, grid_size(plan.space, config.sampler.options))
-    return config.trials
 
 
 def preflight(config: StudyConfig, *, data_dir: Path) -> None:
@@ -140,20 +117,10 @@ def run_studies(
 
 
 @dataclass
-class _Trial:
-    """A trial in progress: its runs so far."""
-
-    plan: StudyPlan
-    number: int
-    params: dict[str, Value]
-    results: dict[int, RunResult] = field(default_factory=dict)
-
-
-@dataclass
 class _Run:
     """A run waiting for a slot, or on one."""
 
-    trial: _Trial
+    trial: OpenTrial
     repeat: int
     attempt: int = 1
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -184,37 +151,31 @@ class _Session:
         self.reporter = reporter
         self.interrupt = interrupt
         self.plans = config.plans()
-        self.n_trials = {plan.study: n_trials(config, plan) for plan in self.plans}
         self.threads = config.threads_per_worker(self.devices)
-        self.ledger = dict.fromkeys(("wall", "asking", "telling", "storing", "worker_start", "busy"), 0.0)
-        self.ledger["slots"] = float(len(self.devices))
+        self.ledger = Ledger(n_slots=len(self.devices))
+        self.trials = Trials(config, plans=self.plans, repository=repository, ledger=self.ledger)
         self.n_runs = 0
         self.queue: deque[_Run] = deque()
         self.running: dict[int, _Run] = {}
-        self.untrained: dict[tuple[str, int], CurvePoint] = {}
         self.crashes: Counter[tuple[str, str]] = Counter()
         self.crash: str | None = None
 
     def run(self) -> RunSummary:
-        started = time.perf_counter()
         self.repository.register([self._record(plan) for plan in self.plans])
-        done = self._done_counts()
-        totals = self._totals(done)
-        if all(total.n_trials_done >= total.n_trials for total in totals):
+        if self.trials.finished():
             return RunSummary("already_complete")
         self.session_id = self.repository.begin_session(self._session_record())
-        self.started = started
-        self.reporter.started(totals, self.devices)
+        self.reporter.started(self._totals(), self.devices)
         try:
-            with LocalExecutor(self.devices, threads=self.threads) as executor:
+            with LocalExecutor(self.devices, threads=self.threads, ledger=self.ledger) as executor:
                 self.executor = executor
-                self._loop(self._trials_in_turn(done))
+                self._loop(self.trials.in_turn())
         finally:
-            self.repository.save_session(self.session_id, ledger=self._ledger_now(), ended_at=datetime.now(UTC))
+            ledger = self.ledger.to_dict()
+            self.repository.save_session(self.session_id, ledger=ledger, ended_at=datetime.now(UTC))
         if self.crash is not None:
             return RunSummary("crashed", self.crash, self.n_runs)
-        finished = all(count >= self.n_trials[study] for study, count in self._done_counts().items())
-        return RunSummary("complete" if finished else "interrupted", n_runs=self.n_runs)
+        return RunSummary("complete" if self.trials.finished() else "interrupted", n_runs=self.n_runs)
 
     # -- what is to be done ------------------------------------------------------------------------------------------
 
@@ -227,7 +188,7 @@ class _Session:
             identity=plan.identity(),
             config=self.config.to_dict(),
             space=plan.space.to_dict(),
-            n_trials=self.n_trials[plan.study],
+            n_trials=self.trials.n_trials[plan.study],
         )
 
     def _session_record(self) -> SessionRecord:
@@ -243,74 +204,25 @@ class _Session:
             devices=self.devices,
             versions=versions,
             command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            ledger=self.ledger,
+            ledger=self.ledger.to_dict(),
         )
 
-    def _done_counts(self) -> dict[str, int]:
-        """Finished trials by study."""
-        finished = ("complete", "fail")
-        return {
-            plan.study: sum(trial.state in finished for trial in self.repository.trials(plan.study))
-            for plan in self.plans
-        }
-
-    def _totals(self, done: dict[str, int]) -> list[StudyTotals]:
+    def _totals(self) -> list[StudyTotals]:
+        done, wanted = self.trials.n_finished(), self.trials.n_trials
         return [
             StudyTotals(
                 study=plan.study,
-                n_trials=max(self.n_trials[plan.study], done[plan.study]),
-                n_runs=max(self.n_trials[plan.study], done[plan.study]) * self.config.repeats,
+                n_trials=max(wanted[plan.study], done[plan.study]),
+                n_runs=max(wanted[plan.study], done[plan.study]) * self.config.repeats,
                 n_runs_done=len(self.repository.runs(plan.study, curves=False)),
                 n_trials_done=done[plan.study],
             )
             for plan in self.plans
         ]
 
-    def _trials_in_turn(self, done: dict[str, int]) -> Iterator[_Trial]:
-        """Trial k of every study before trial k+1 of any; trials begun by an earlier session come where they belong."""
-        stored = {plan.study: self._stored_runs(plan) for plan in self.plans}
-        for number in range(self.config.trials):
-            for plan in self.plans:
-                trial = self._open_trial(plan, number) if number < self.n_trials[plan.study] else None
-                if trial is not None:
-                    trial.results |= stored[plan.study].get(number, {})
-                    yield trial
-
-    def _stored_runs(self, plan: StudyPlan) -> dict[int, dict[int, RunResult]]:
-        """Results of an earlier session by trial and repeat."""
-        by_trial: dict[int, dict[int, RunResult]] = {}
-        for record in self.repository.runs(plan.study):
-            by_trial.setdefault(record.trial, {})[record.repeat] = record.result
-            self._remember_untrained(plan, record.repeat, record.result)
-        return by_trial
-
-    def _open_trial(self, plan: StudyPlan, number: int) -> _Trial | None:
-        """Ask for trial ``number``, or take it over from a session that did not finish it; None if it is finished."""
-        with self._counted("asking"):
-            study = self._optuna_study(plan, number)
-            trials = study.get_trials(deepcopy=False)
-            if number < len(trials):
-                if trials[number].state.is_finished():
-                    return None
-                trial = optuna.trial.Trial(study, trials[number]._trial_id)
-            else:
-                trial = study.ask()
-            return _Trial(plan, number, plan.space.suggest(trial))
-
-    def _optuna_study(self, plan: StudyPlan, number: int) -> optuna.Study:
-        sampler = make_sampler(
-            self.config.sampler.name,
-            options=self.config.sampler.options,
-            space=plan.space,
-            seed=sampler_seed(self.config.seed, plan),
-            trial_number=number,
-            n_startup_trials=self.config.startup_trials,
-        )
-        return optuna.load_study(study_name=plan.study, storage=self.repository.optuna_storage, sampler=sampler)
-
     # -- the loop ----------------------------------------------------------------------------------------------------
 
-    def _loop(self, trials: Iterator[_Trial]) -> None:
+    def _loop(self, trials: Iterator[OpenTrial]) -> None:
         while True:
             for slot in self.executor.idle_slots():
                 run = self._next_run(trials)
@@ -331,7 +243,7 @@ class _Session:
                 else:
                     self._lost(event)
 
-    def _next_run(self, trials: Iterator[_Trial]) -> _Run | None:
+    def _next_run(self, trials: Iterator[OpenTrial]) -> _Run | None:
         """The next run in turn, asking for new trials as needed; None when there is none or an end was asked for."""
         while not self.queue:
             if self.interrupt.requested or self.crash is not None:
@@ -344,7 +256,7 @@ class _Session:
             return None
         return self.queue.popleft()
 
-    def _enqueue(self, trial: _Trial) -> None:
+    def _enqueue(self, trial: OpenTrial) -> None:
         missing = [repeat for repeat in range(self.config.repeats) if repeat not in trial.results]
         self.queue.extend(_Run(trial, repeat) for repeat in missing)
         if not missing:
@@ -389,7 +301,7 @@ class _Session:
             self._finish(event.slot, _partial(run, Outcome.CRASHED, event.reason), event.wall_seconds)
             return
         del self.running[event.slot]
-        self.ledger["busy"] += event.wall_seconds
+        self.ledger.add("busy", event.wall_seconds)
         self.reporter.message(
             f"{run.key.study}, trial {run.key.trial}, repeat {run.key.repeat}: {event.reason.splitlines()[0]}; "
             f"running it again (attempt {run.attempt + 1} of {_MAX_ATTEMPTS})"
@@ -401,8 +313,8 @@ class _Session:
     def _finish(self, slot: int, result: RunResult, wall_seconds: float) -> None:
         """Store a run and, if it was its trial's last, tell the sampler."""
         run = self.running.pop(slot)
-        self.ledger["busy"] += wall_seconds
-        with self._counted("storing"):
+        self.ledger.add("busy", wall_seconds)
+        with self.ledger.counted("storing"):
             record = RunRecord(
                 study=run.key.study,
                 trial=run.key.trial,
@@ -416,9 +328,9 @@ class _Session:
                 device=self.devices[slot],
                 result=result,
             )
-            self.repository.add_run(record, session_ledger=self._ledger_now())
+            self.repository.add_run(record, session_ledger=self.ledger.to_dict())
         self.n_runs += 1
-        self._remember_untrained(run.trial.plan, run.repeat, result)
+        self.trials.remember_untrained(run.trial.plan, run.repeat, result)
         if result.outcome is Outcome.CRASHED:
             self.executor.retire(slot)
             self._count_crash(run, result)
@@ -436,43 +348,9 @@ class _Session:
                 f"{result.message.strip()}"
             )
 
-    def _tell(self, trial: _Trial) -> None:
-        values = [self._value(trial.plan, repeat, result) for repeat, result in sorted(trial.results.items())]
-        known = [value for value in values if value is not None]
-        value = sum(known) / len(known) if len(known) == len(values) else None
-        with self._counted("telling"):
-            study = self._optuna_study(trial.plan, trial.number)
-            if value is None:
-                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-            else:
-                study.tell(trial.number, value)
-            complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-        best = min((t.value for t in complete if t.value is not None), default=None)
+    def _tell(self, trial: OpenTrial) -> None:
+        value, best = self.trials.tell(trial)
         self.reporter.trial_finished(trial.plan.study, trial.number, value, best)
-
-    def _value(self, plan: StudyPlan, repeat: int, result: RunResult) -> float | None:
-        untrained = self.untrained.get((plan.problem, repeat))
-        fallback = point_objective(untrained, self.config.objective) if untrained is not None else None
-        return run_objective(result, self.config.objective, untrained=fallback)
-
-    def _remember_untrained(self, plan: StudyPlan, repeat: int, result: RunResult) -> None:
-        if result.curve:
-            self.untrained.setdefault((plan.problem, repeat), result.curve[0])
-
-    # -- seconds -----------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _counted(self, kind: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.ledger[kind] += time.perf_counter() - started
-
-    def _ledger_now(self) -> dict[str, float]:
-        self.ledger["wall"] = time.perf_counter() - self.started
-        self.ledger["worker_start"] = self.executor.start_seconds
-        return dict(self.ledger)
 
 
 def _partial(run: _Run, outcome: Outcome, message: str) -> RunResult:

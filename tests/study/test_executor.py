@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from kftune.study.executors import Finished, LocalExecutor, Lost, Progressed, RunEvent, TimedOut
+from kftune.study.ledger import Ledger
 from kftune.training.results import Outcome, RunSpec
 
 
@@ -29,9 +30,10 @@ def spec(problem: str, **changes: object) -> RunSpec:
 RUNNER_OF_A_HANGING_RUN = """
 import pathlib, sys, time
 from kftune.study.executors import LocalExecutor
+from kftune.study.ledger import Ledger
 from kftune.training.results import RunSpec
 
-executor = LocalExecutor(["cpu"], threads=1)
+executor = LocalExecutor(["cpu"], threads=1, ledger=Ledger(n_slots=1))
 params = {"lr": 0.1, "batch_size": 64}
 spec = RunSpec(problem="hanging_linear", optimizer="sgd", params=params, seed=1, budget_updates=12)
 executor.submit(0, spec, limit_seconds=None)
@@ -56,25 +58,26 @@ def until_the_end(executor: LocalExecutor, *, seconds: float = 60) -> tuple[RunE
 
 
 def test_streams_its_curve_and_stays_warm() -> None:
-    with LocalExecutor(["cpu"], threads=1) as executor:
+    ledger = Ledger(n_slots=1)
+    with LocalExecutor(["cpu"], threads=1, ledger=ledger) as executor:
         executor.submit(0, spec("digits_mlp"), limit_seconds=None)
         first, before = until_the_end(executor)
         assert isinstance(first, Finished)
         assert first.result.outcome is Outcome.COMPLETED, first.result.message
         assert [e.point for e in before if isinstance(e, Progressed)] == list(first.result.curve)
         assert [p.update for p in first.result.curve] == [0, 3, 6, 9, 12]
-        started = executor.start_seconds
+        started = ledger.to_dict()["worker_start"]
         assert started > 0
         executor.submit(0, spec("digits_mlp"), limit_seconds=None)
         second, _ = until_the_end(executor)
         assert isinstance(second, Finished)
-        assert executor.start_seconds == started
+        assert ledger.to_dict()["worker_start"] == started
         assert [p.test_loss for p in second.result.curve] == [p.test_loss for p in first.result.curve]
 
 
 @pytest.mark.usefixtures("misbehaving_problems")
 def test_a_users_exception_is_the_runs_outcome_and_shows_their_traceback() -> None:
-    with LocalExecutor(["cpu"], threads=1) as executor:
+    with LocalExecutor(["cpu"], threads=1, ledger=Ledger(n_slots=1)) as executor:
         executor.submit(0, spec("raising_linear"), limit_seconds=None)
         event, _ = until_the_end(executor)
     assert isinstance(event, Finished)
@@ -85,7 +88,7 @@ def test_a_users_exception_is_the_runs_outcome_and_shows_their_traceback() -> No
 
 @pytest.mark.usefixtures("misbehaving_problems")
 def test_out_of_memory_is_the_configurations_outcome() -> None:
-    with LocalExecutor(["cpu"], threads=1) as executor:
+    with LocalExecutor(["cpu"], threads=1, ledger=Ledger(n_slots=1)) as executor:
         executor.submit(0, spec("greedy_linear"), limit_seconds=None)
         event, _ = until_the_end(executor)
     assert isinstance(event, Finished)
@@ -95,7 +98,7 @@ def test_out_of_memory_is_the_configurations_outcome() -> None:
 
 @pytest.mark.usefixtures("misbehaving_problems")
 def test_garbage_on_standard_output_disturbs_nothing() -> None:
-    with LocalExecutor(["cpu"], threads=1) as executor:
+    with LocalExecutor(["cpu"], threads=1, ledger=Ledger(n_slots=1)) as executor:
         executor.submit(0, spec("printing_linear"), limit_seconds=None)
         event, _ = until_the_end(executor)
     assert isinstance(event, Finished)
@@ -105,7 +108,7 @@ def test_garbage_on_standard_output_disturbs_nothing() -> None:
 @pytest.mark.usefixtures("misbehaving_problems")
 @pytest.mark.parametrize(("problem", "name"), [("killed_linear", "SIGKILL"), ("segfaulting_linear", "SIGSEGV")])
 def test_a_worker_that_dies_loses_its_run_only(problem: str, name: str) -> None:
-    with LocalExecutor(["cpu"], threads=1) as executor:
+    with LocalExecutor(["cpu"], threads=1, ledger=Ledger(n_slots=1)) as executor:
         executor.submit(0, spec(problem), limit_seconds=None)
         event, _ = until_the_end(executor)
         assert isinstance(event, Lost)
@@ -118,7 +121,7 @@ def test_a_worker_that_dies_loses_its_run_only(problem: str, name: str) -> None:
 
 @pytest.mark.usefixtures("misbehaving_problems")
 def test_a_hung_run_is_killed_at_its_limit() -> None:
-    with LocalExecutor(["cpu"], threads=1) as executor:
+    with LocalExecutor(["cpu"], threads=1, ledger=Ledger(n_slots=1)) as executor:
         executor.submit(0, spec("digits_mlp"), limit_seconds=None)
         until_the_end(executor)
         executor.submit(0, spec("hanging_linear"), limit_seconds=2.0)

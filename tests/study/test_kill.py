@@ -21,7 +21,7 @@ problems: [digits_mlp]
 optimizers: [sgd, foof]
 budget: {{updates: 150}}
 repeats: 2
-trials: 4
+trials: {trials}
 startup_trials: 2
 sampler: {sampler}
 seed: 7
@@ -33,10 +33,10 @@ storage: sqlite:///{database}
 RunRow = tuple[str, int, int, int, tuple[tuple[str, object], ...], float]
 
 
-def write_study(directory: Path, name: str, sampler: str) -> tuple[Path, str]:
+def write_study(directory: Path, name: str, sampler: str, trials: int = 4) -> tuple[Path, str]:
     study = directory / f"{name}.yaml"
     database = directory / f"{name}.db"
-    study.write_text(STUDY.format(sampler=sampler, database=database))
+    study.write_text(STUDY.format(sampler=sampler, database=database, trials=trials))
     return study, f"sqlite:///{database}"
 
 
@@ -122,3 +122,22 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, sampler: str) -
     again = finish(study)
     assert "complete" in again
     assert again != output
+
+
+def test_a_worker_killed_alone_loses_no_run(tmp_path: Path) -> None:
+    study, url = write_study(tmp_path, "worker", "random", trials=2)
+    process = start(study)
+    deadline = time.monotonic() + 120
+    while count_runs(tmp_path / "worker.db") < 2:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    (worker,) = psutil.Process(process.pid).children(recursive=True)
+    worker.kill()
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert "SIGKILL" in output
+    assert "attempt 2 of 3" in output
+    assert len(stored(url)) == 2 * 2 * 2
+    with Repository.open(url, create=False) as repository:
+        assert sorted(run.attempt for run in repository.runs())[-2:] == [1, 2]

@@ -14,7 +14,8 @@ from kftune.storage.repository import Repository
 from kftune.study.config import StudyConfig, config_from_dict
 from kftune.study.lock import sole_runner
 from kftune.study.reporting import Reporter, RunKey, StudyTotals
-from kftune.study.runner import Interrupt, RunSummary, preflight, run_seed, run_studies
+from kftune.study.runner import Interrupt, RunSummary, preflight, run_studies
+from kftune.study.trials import run_seed
 from kftune.training.objective import run_objective
 from kftune.training.results import CurvePoint, Outcome, RunResult
 

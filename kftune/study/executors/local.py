@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import IO, TypeAlias
 
+from kftune.study.ledger import Ledger
 from kftune.study.worker import Done, Point, Ready
 from kftune.training.results import CurvePoint, RunResult, RunSpec
 
@@ -84,15 +85,13 @@ class LocalExecutor:
     Args:
         devices: one entry per slot, ``"cpu"`` or ``"cuda:i"``.
         threads: threads per worker.
-
-    Attributes:
-        start_seconds: slot-seconds spent on starting workers so far.
+        ledger: told the seconds spent on starting workers.
     """
 
-    def __init__(self, devices: Sequence[str], *, threads: int) -> None:
+    def __init__(self, devices: Sequence[str], *, threads: int, ledger: Ledger) -> None:
         self.devices = tuple(devices)
-        self.start_seconds = 0.0
         self._threads = threads
+        self._ledger = ledger
         self._workers: dict[int, _Worker] = {}
 
     def __enter__(self) -> LocalExecutor:
@@ -149,8 +148,7 @@ class LocalExecutor:
             return [Lost(slot, reason, wall_seconds)] if busy else []
         if isinstance(message, Ready):
             worker.ready = True
-            started = time.perf_counter() - worker.started_at
-            self.start_seconds += started
+            self._ledger.add("worker_start", time.perf_counter() - worker.started_at)
             # The run begins now: starting the worker is not its time.
             if worker.submitted_at is not None:
                 worker.submitted_at = time.perf_counter()
