@@ -23,7 +23,7 @@ class LayerwiseOptimizer(ModelOptimizer):
     """An optimizer that preconditions layer by layer.
 
     A subclass says when statistics are due (:meth:`_statistics_due`), implements ``_update``, keeps what it wants to
-    be saved as tensors in ``self._layer_state[layer name]`` and counts updates by :meth:`_finish_update`.
+    be saved as tensors in ``self._layer_state[layer name]`` and counts its updates in ``self._n_updates``.
 
     Args:
         model: the network.

@@ -151,9 +151,10 @@ ENTRIES = (
         paper="Benzing: Gradient descent on neurons and its link to approximate second-order optimization, 2022",
         space=Space(
             {
-                "lr": Float(low=1e-3, high=3.0, log=True),
-                "damping": Float(low=1e-4, high=10.0, log=True),
-                "momentum": Float(low=0.0, high=0.99, log=True, complement=True),
+                # For a small damping the best lr grows as 1/damping: what counts there is lr·damping, the paper's η.
+                "lr": Float(low=1e-2, high=100.0, log=True),
+                "damping": Float(low=1e-3, high=10.0, log=True),
+                "momentum": Float(low=0.0, high=0.98, log=True, complement=True),
                 "batch_size": Int(low=32, high=1024, log=True),
             },
             {"statistics_every": 1, "inverses_every": 10},

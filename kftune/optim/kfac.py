@@ -195,7 +195,8 @@ ENTRIES = (
             {
                 "lr": Float(low=1e-3, high=3.0, log=True),
                 "damping": Float(low=1e-3, high=10.0, log=True, relative_to="lr"),
-                "momentum": Float(low=0.0, high=0.99, log=True, complement=True),
+                "kl_clip": Float(low=1e-4, high=1e-1, log=True),
+                "momentum": Float(low=0.0, high=0.98, log=True, complement=True),
                 "batch_size": Int(low=32, high=1024, log=True),
             },
             {"statistics_every": 5, "inverses_every": 20},
