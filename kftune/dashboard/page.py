@@ -59,7 +59,9 @@ def write_page(repository: Repository, *, file_names: Sequence[str] | None = Non
         UnknownNameError: a name of which nothing is stored.
         UsageError: ``out`` cannot be written.
     """
-    text = render_page(load_results(repository, file_names), database=repository.name)
+    # Pages are passed on: a file's directory is nobody else's business.
+    database = repository.path.name if repository.path is not None else repository.name
+    text = render_page(load_results(repository, file_names), database=database)
     unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

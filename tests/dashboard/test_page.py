@@ -33,6 +33,8 @@ def test_it_is_written_whole_or_not_at_all(studied: Path, tmp_path: Path, monkey
         assert write_page(repository, out=out) == out
         first = out.read_text(encoding="utf-8")
         assert first.endswith("</html>\n")
+        assert f"Made by kftune from {studied.name}." in first
+        assert str(studied.parent) not in first
 
         def full(self: Path, target: Path) -> None:
             raise OSError(28, "No space left on device")
