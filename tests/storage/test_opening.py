@@ -1,7 +1,9 @@
+import ctypes
 import os
 import sqlite3
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -204,21 +206,36 @@ def test_optuna_cannot_write_through_a_read_only_repository(filled: Path, url: s
     assert filled.read_bytes() == before
 
 
+def respect_permissions() -> None:
+    """Give up root's right to ignore files' modes (capabilities(7): CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this process
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice for 64 bits
+    assert libc.capget(header, sets) == 0
+    for i in range(3):
+        sets[i] &= ~(1 << 1 | 1 << 2)
+    assert libc.capset(header, sets) == 0
+
+
 def as_ordinary_user(action: Callable[[], None]) -> str:
-    """What ``action`` raises ("" for nothing); not done as root, for whom every directory is writable."""
+    """What ``action`` raises ("" for nothing), done without root's right to write everywhere."""
     if os.geteuid() != 0:
         return _message(action)
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        os.setgid(65534)
-        os.setuid(65534)
-        os.write(writing, _message(action).encode())
-        os._exit(0)
+        # Whatever happens, the child must not go on as a second pytest.
+        try:
+            respect_permissions()
+            os.write(writing, _message(action).encode())
+            os._exit(0)
+        except BaseException:  # noqa: BLE001 - not even SystemExit may pass
+            os.write(writing, traceback.format_exc().encode())
+            os._exit(1)
     os.close(writing)
     with os.fdopen(reading) as pipe:
         message = pipe.read()
-    assert os.waitpid(child, 0)[1] == 0
+    assert os.waitpid(child, 0)[1] == 0, message
     return message
 
 
