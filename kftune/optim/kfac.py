@@ -61,7 +61,7 @@ class KFAC(LayerwiseOptimizer):
         statistics_every: int = 10,
         inverses_every: int = 100,
         warmup_updates: int = 10,
-        kl_clip: float | None = None,
+        kl_clip: float | None = 1e-3,
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,

@@ -127,7 +127,7 @@ def test_validate_says_how_long_it_will_take(kftune: Command, study_file: Path) 
     assert "40 runs in all, 1 h of training" in result.out
     plain = json.loads(kftune("validate", "study.yaml", "--json").out)
     assert (plain["n_runs"], plain["train_seconds"]) == (8, None)
-    assert plain["studies"][1]["dimensions"] == ["lr", "damping", "1-momentum", "batch_size"]
+    assert plain["studies"][1]["dimensions"] == ["lr", "damping", "kl_clip", "1-momentum", "batch_size"]
     assert list(study_file.parent.iterdir()) == [study_file]
 
 

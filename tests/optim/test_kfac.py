@@ -29,7 +29,7 @@ def one_update(model, likelihood="categorical", **hyperparameters):
     """(changes of [W b] divided by −lr, gradients, factors) of one K-FAC update, by layer."""
     x, y = make_batch(likelihood, 12, 4, 3)
     before = {name: layer_matrix(module) for name, module in linear_layers(model).items()}
-    optimizer = KFAC(model, likelihood=likelihood, lr=0.5, **hyperparameters)
+    optimizer = KFAC(model, likelihood=likelihood, lr=0.5, **({"kl_clip": None} | hyperparameters))
     optimizer.step(make_closure(model, x, y, likelihood))
     changes, gradients, factors = {}, {}, {}
     for name, module in linear_layers(model).items():
@@ -120,8 +120,11 @@ def test_with_an_identity_preconditioner_it_is_torch_sgd(nesterov):
     """(F + λI)⁻¹ → I/λ for a large λ."""
     damping, lr = 1e12, 0.2
     settings = {"momentum": 0.8, "nesterov": nesterov, "weight_decay": 0.01}
+    identity = {"lr": lr * damping, "damping": damping, "damping_method": "exact", "kl_clip": None}
     ours, theirs = make_net(4, 6, 3), make_net(4, 6, 3)
-    optimizer = KFAC(ours, lr=lr * damping, damping=damping, damping_method="exact", likelihood="gaussian", **settings)
+    optimizer = KFAC(
+        ours, lr=lr * damping, damping=damping, damping_method="exact", likelihood="gaussian", kl_clip=None, **settings
+    )
     reference = torch.optim.SGD(theirs.parameters(), lr=lr, **settings)
     for step in range(5):
         x, y = make_batch("gaussian", 8, 4, 3, seed=step)
