@@ -122,9 +122,7 @@ def test_with_an_identity_preconditioner_it_is_torch_sgd(nesterov):
     settings = {"momentum": 0.8, "nesterov": nesterov, "weight_decay": 0.01}
     identity = {"lr": lr * damping, "damping": damping, "damping_method": "exact", "kl_clip": None}
     ours, theirs = make_net(4, 6, 3), make_net(4, 6, 3)
-    optimizer = KFAC(
-        ours, lr=lr * damping, damping=damping, damping_method="exact", likelihood="gaussian", kl_clip=None, **settings
-    )
+    optimizer = KFAC(ours, likelihood="gaussian", **identity, **settings)
     reference = torch.optim.SGD(theirs.parameters(), lr=lr, **settings)
     for step in range(5):
         x, y = make_batch("gaussian", 8, 4, 3, seed=step)
