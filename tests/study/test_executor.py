@@ -121,6 +121,7 @@ def test_a_worker_that_dies_loses_its_run_only(problem: str, name: str) -> None:
 
 @pytest.mark.usefixtures("misbehaving_problems")
 def test_a_hung_run_is_killed_at_its_limit() -> None:
+    children_before = set(psutil.Process().children(recursive=True))  # a browser of other tests, say
     with LocalExecutor(["cpu"], threads=1, ledger=Ledger(n_slots=1)) as executor:
         executor.submit(0, spec("digits_mlp"), limit_seconds=None)
         until_the_end(executor)
@@ -129,7 +130,7 @@ def test_a_hung_run_is_killed_at_its_limit() -> None:
         assert isinstance(event, TimedOut)
         assert any(isinstance(e, Progressed) for e in before)
         assert executor.idle_slots() == [0]
-    assert not psutil.Process().children(recursive=True)
+    assert set(psutil.Process().children(recursive=True)) <= children_before
 
 
 @pytest.mark.usefixtures("misbehaving_problems")

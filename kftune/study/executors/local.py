@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import IO, TypeAlias
 
@@ -70,10 +70,8 @@ class _Worker:
     connection: Connection
     log: IO[bytes]
     started_at: float
-    ready: bool = False
     submitted_at: float | None = None
     limit_seconds: float | None = None
-    points: list[CurvePoint] = field(default_factory=list)
 
     def wall_seconds(self) -> float:
         return time.perf_counter() - (self.submitted_at or self.started_at)
@@ -111,7 +109,6 @@ class LocalExecutor:
             worker = self._start(slot)
         worker.submitted_at = time.perf_counter()
         worker.limit_seconds = limit_seconds
-        worker.points.clear()
         with contextlib.suppress(BrokenPipeError):  # poll() reports a worker that is gone
             worker.connection.send(spec)
 
@@ -147,14 +144,12 @@ class LocalExecutor:
             reason = self._stop(slot)
             return [Lost(slot, reason, wall_seconds)] if busy else []
         if isinstance(message, Ready):
-            worker.ready = True
             self._ledger.add("worker_start", time.perf_counter() - worker.started_at)
             # The run begins now: starting the worker is not its time.
             if worker.submitted_at is not None:
                 worker.submitted_at = time.perf_counter()
             return []
         if isinstance(message, Point):
-            worker.points.append(message.point)
             return [Progressed(slot, message.point)]
         if isinstance(message, Done):
             wall_seconds = worker.wall_seconds()
