@@ -19,7 +19,7 @@ STUDY = """
 name: kill
 problems: [digits_mlp]
 optimizers: [sgd, foof]
-budget: {{updates: 150}}
+budget: {{updates: {updates}}}
 repeats: 2
 trials: {trials}
 startup_trials: 2
@@ -33,10 +33,10 @@ storage: sqlite:///{database}
 RunRow = tuple[str, int, int, int, tuple[tuple[str, object], ...], float]
 
 
-def write_study(directory: Path, name: str, sampler: str, trials: int = 4) -> tuple[Path, str]:
+def write_study(directory: Path, name: str, sampler: str, trials: int = 4, updates: int = 150) -> tuple[Path, str]:
     study = directory / f"{name}.yaml"
     database = directory / f"{name}.db"
-    study.write_text(STUDY.format(sampler=sampler, database=database, trials=trials))
+    study.write_text(STUDY.format(sampler=sampler, database=database, trials=trials, updates=updates))
     return study, f"sqlite:///{database}"
 
 
@@ -125,13 +125,14 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, sampler: str) -
 
 
 def test_a_worker_killed_alone_loses_no_run(tmp_path: Path) -> None:
-    study, url = write_study(tmp_path, "worker", "random", trials=2)
+    study, url = write_study(tmp_path, "worker", "random", trials=2, updates=1500)  # a second or more
     process = start(study)
     deadline = time.monotonic() + 120
     while count_runs(tmp_path / "worker.db") < 2:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    time.sleep(0.3)  # the third run is under way
     (worker,) = psutil.Process(process.pid).children(recursive=True)
     worker.kill()
     output, _ = process.communicate(timeout=240)
