@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
@@ -63,6 +63,7 @@ class ModelOptimizer(torch.optim.Optimizer):
         self.phases = _NoTimer()
         self._n_examples = 0
         self._unit = 1  # examples of the update's first micro-batch
+        self._single = False  # whether the closure that runs is all of its update, and nobody sees ``.grad`` before it
         self._loss_sum: Tensor | None = None
 
     def accumulate(self, closure: Closure) -> Tensor:
@@ -123,11 +124,15 @@ class ModelOptimizer(torch.optim.Optimizer):
             RuntimeError: if nothing was accumulated and no closure given.
         """
         if closure is not None:
-            self.accumulate(closure)
+            self._single = self._n_examples == 0
+            try:
+                self.accumulate(closure)
+            finally:
+                self._single = False
         if self._n_examples == 0 or self._loss_sum is None:
             raise RuntimeError("nothing to step from: call step(closure), or accumulate(closure) before step()")
         loss = self._loss_sum / self._n_examples
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        gradients = self._gradient_tensors()
         with torch.no_grad():
             with self.phases.phase("update"):
                 if gradients and self._n_examples != self._unit:
@@ -141,9 +146,19 @@ class ModelOptimizer(torch.optim.Optimizer):
             self._update()
         return loss
 
+    def _gradient_tensors(self) -> list[Tensor]:
+        """Everything that holds a part of the accumulated gradient."""
+        return [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+
     @abstractmethod
     def _update(self) -> None:
         """Change the parameters, given mean gradients in ``.grad``. Runs under ``no_grad``."""
+
+    def evaluation_parameters(self) -> AbstractContextManager[None]:
+        """Inside the block the model holds the parameters that the method says to evaluate: the current ones, unless
+        it averages its iterates. Afterwards training goes on as if nothing had happened.
+        """
+        return nullcontext()
 
     @abstractmethod
     def coverage(self) -> dict[str, str]:
@@ -235,6 +250,28 @@ def check_count(name: str, value: int, *, low: int = 1) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerSize:
+    """What the cost of a layer's curvature depends on, for one update.
+
+    Attributes:
+        d_A: side of A.
+        d_G: side of G.
+        n_rows: rows of A's sample behind one update: examples times positions.
+        n_positions: rows of one example.
+    """
+
+    d_A: int  # noqa: N815  # the dimension of A
+    d_G: int  # noqa: N815  # the dimension of G
+    n_rows: int
+    n_positions: int = 1
+
+
+Floor: TypeAlias = Callable[[Sequence[LayerSize], Mapping[str, Any]], Mapping[Phase, float]]
+"""(layers, hyperparameters with every default filled in) → floating-point operations that no implementation of the
+method can avoid in an average update, by phase, on top of the 6·Σ n_rows·d_A·d_G of forward and backward passes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerEntry:
     """One optimizer of the registry: all that the CLI, the search and the shared tests know of it.
 
@@ -250,6 +287,7 @@ class OptimizerEntry:
         invalid: (hyperparameters, part of the message) pairs that ``cls`` must refuse with ``ValueError``.
         deterministic: hyperparameters under which an update depends on the examples alone, not on how they are split
             into micro-batches (drawn labels do).
+        floor: see :data:`Floor`; None for a method without matrix products of its own.
     """
 
     name: str
@@ -261,6 +299,7 @@ class OptimizerEntry:
     example: Mapping[str, Value] = field(default_factory=dict)
     invalid: tuple[tuple[Mapping[str, Any], str], ...] = ()
     deterministic: Mapping[str, Value] = field(default_factory=dict)
+    floor: Floor | None = None
 
     def build(
         self, model: nn.Module, *, likelihood: Likelihood, seed: int = 0, params: Mapping[str, Any]

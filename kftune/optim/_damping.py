@@ -10,14 +10,22 @@ With F = A ⊗ G, V the gradient of [W b] and λ the damping:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, TypeAlias, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from kftune.optim._factors import trace_ratio
-from kftune.optim._linalg import damped_inverses, eigendecompositions
+from kftune.optim._linalg import (
+    damped_choleskys,
+    damped_inverses,
+    eigendecompositions,
+    solve_between,
+    solve_rows,
+)
+
+_T = TypeVar("_T")
 
 DampingMethod: TypeAlias = Literal["factored", "exact", "plain"]
 DAMPING_METHODS: tuple[str, ...] = get_args(DampingMethod)
@@ -26,12 +34,13 @@ Factors: TypeAlias = dict[str, tuple[Tensor, Tensor]]
 """Layer → (A, G)."""
 
 Preconditioner: TypeAlias = dict[str, Tensor]
-"""What is kept of a layer between inversions: ``input_inverse`` and ``gradient_inverse``, or for ``exact``
-``input_values``, ``input_vectors``, ``gradient_values`` and ``gradient_vectors``."""
+"""What is kept of a layer between inversions: ``input_inverse`` and ``gradient_inverse``; or, where they would be used
+once, ``input_cholesky`` and ``gradient_cholesky``; or for ``exact`` ``input_values``, ``input_vectors``,
+``gradient_values`` and ``gradient_vectors``."""
 
 
 def make_preconditioners(
-    factors: Factors, damping: Mapping[str, float], method: DampingMethod
+    factors: Factors, damping: Mapping[str, float], method: DampingMethod, *, once: bool = False
 ) -> dict[str, Preconditioner]:
     """Layer → what :func:`precondition` needs.
 
@@ -39,6 +48,7 @@ def make_preconditioners(
         factors: of the layers to do.
         damping: layer → λ.
         method: see the module.
+        once: whether they will be used for a single update.
 
     Raises:
         CurvatureError: if a factor cannot be inverted or decomposed.
@@ -46,22 +56,27 @@ def make_preconditioners(
     names = [f"{side} covariance of layer {layer!r}" for layer in factors for side in ("input", "gradient")]
     matrices = [matrix for pair in factors.values() for matrix in pair]
     if method == "exact":
-        eigen = eigendecompositions(names, matrices)
         return {
             layer: {
-                "input_values": eigen[2 * i].values,
-                "input_vectors": eigen[2 * i].vectors,
-                "gradient_values": eigen[2 * i + 1].values,
-                "gradient_vectors": eigen[2 * i + 1].vectors,
+                "input_values": A.values,
+                "input_vectors": A.vectors,
+                "gradient_values": G.values,
+                "gradient_vectors": G.vectors,
             }
-            for i, layer in enumerate(factors)
+            for layer, (A, G) in zip(factors, _pairs(eigendecompositions(names, matrices)), strict=True)
         }
     dampings = [part for layer, (A, G) in factors.items() for part in split_damping(A, G, damping[layer], method)]
-    inverses = damped_inverses(names, matrices, dampings)
+    what = "cholesky" if once else "inverse"
+    made = (damped_choleskys if once else damped_inverses)(names, matrices, dampings)
     return {
-        layer: {"input_inverse": inverses[2 * i], "gradient_inverse": inverses[2 * i + 1]}
-        for i, layer in enumerate(factors)
+        layer: {f"input_{what}": of_A, f"gradient_{what}": of_G}
+        for layer, (of_A, of_G) in zip(factors, _pairs(made), strict=True)
     }
+
+
+def _pairs(items: Sequence[_T]) -> Iterator[tuple[_T, _T]]:
+    """The items two by two."""
+    return zip(items[::2], items[1::2], strict=True)
 
 
 def split_damping(A: Tensor, G: Tensor, damping: float, method: DampingMethod) -> tuple[Tensor, Tensor]:
@@ -72,10 +87,24 @@ def split_damping(A: Tensor, G: Tensor, damping: float, method: DampingMethod) -
     return pi * damping**0.5, damping**0.5 / pi
 
 
+def is_preconditioner(state: Mapping[str, Tensor]) -> bool:
+    """Whether ``state`` holds what :func:`precondition` needs."""
+    return any(f"gradient_{what}" in state for what in ("inverse", "cholesky", "vectors"))
+
+
 def precondition(V: Tensor, preconditioner: Preconditioner, damping: float) -> Tensor:
     """P, the preconditioned gradient; V and P are (d_G, d_A). ``damping`` matters for ``exact`` only."""
-    if "input_inverse" in preconditioner:
+    if "gradient_inverse" in preconditioner:
         return preconditioner["gradient_inverse"] @ V @ preconditioner["input_inverse"]
+    if "gradient_cholesky" in preconditioner:
+        return solve_between(preconditioner["gradient_cholesky"], V, preconditioner["input_cholesky"])
     U_A, U_G = preconditioner["input_vectors"], preconditioner["gradient_vectors"]
     curvature = torch.outer(preconditioner["gradient_values"], preconditioner["input_values"])
     return U_G @ ((U_G.T @ V @ U_A) / (curvature + damping)) @ U_A.T
+
+
+def precondition_rows(rows: Tensor, preconditioner: Preconditioner, side: Literal["input", "gradient"]) -> Tensor:
+    """Rows of ā (or g), (n, d), times the damped A⁻¹ (or G⁻¹); not for ``exact``, which is no product of the two."""
+    if f"{side}_inverse" in preconditioner:
+        return rows @ preconditioner[f"{side}_inverse"]
+    return solve_rows(rows, preconditioner[f"{side}_cholesky"])

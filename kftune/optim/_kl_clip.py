@@ -8,23 +8,18 @@ import torch
 from torch import Tensor
 
 
-def kl_clip_factor(
-    preconditioned: Sequence[Tensor], gradients: Sequence[Tensor], lrs: Sequence[float], kl_clip: float
-) -> Tensor:
+def kl_clip_factor(products: Sequence[Tensor], lrs: Sequence[float], kl_clip: float) -> Tensor:
     """ν = min(1, √(κ / Σ η²⟨P, V⟩)), over all layers together (Ba, Grosse, Martens 2017, section 5).
 
     The learning rate η is inside: after scaling, η²ν²Σ⟨P, V⟩ is at most κ, whatever the learning rate.
 
     Args:
-        preconditioned: P of every tensor.
-        gradients: V of every tensor, same shapes.
-        lrs: η of every tensor.
+        products: ⟨P, V⟩ of every layer; scalars.
+        lrs: η of every layer.
         kl_clip: κ.
 
     Returns:
         A scalar on the device; 1 where the sum is not positive.
     """
-    total = torch.stack(
-        [lr**2 * torch.sum(P * V) for P, V, lr in zip(preconditioned, gradients, lrs, strict=True)]
-    ).sum()
+    total = torch.stack([lr**2 * product for product, lr in zip(products, lrs, strict=True)]).sum()
     return torch.where(total > kl_clip, (kl_clip / total).sqrt(), torch.ones_like(total))

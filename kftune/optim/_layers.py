@@ -1,80 +1,182 @@
-"""Layers that have a Kronecker-factored curvature block, and their parameters as one matrix."""
+"""Layers that have a Kronecker-factored curvature block: their parameters as one matrix, their inputs as rows."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from kftune.optim._factors import add_gram, add_homogeneous_gram
+from kftune.optim._patches import Window, patches
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
-    """A linear map s = W a + b whose parameters are preconditioned together.
+class Layer(ABC):
+    """A linear map s = W a + b of rows a, whose parameters are preconditioned together.
+
+    A convolution maps the patches of its input; one with groups is as many layers as it has groups, each with its own
+    rows of the module's weight.
 
     Attributes:
-        name: the module's name in the model.
-        weight: W, (d_o, d_i).
-        bias: b, (d_o,), or None if there is none or it is frozen.
+        name: the module's name in the model; ``name[j]`` for group j.
+        weight: the module's, (d_o, …) if the layer is all of it.
+        bias: the module's, or None if there is none or it is frozen.
+        outputs: which rows of weight and bias are the layer's.
     """
 
     name: str
     weight: nn.Parameter
     bias: nn.Parameter | None
+    outputs: slice
 
     @property
     def d_A(self) -> int:  # noqa: N802  # the dimension of A
         """Side of A: d_i, and one more with a bias."""
-        return self.weight.shape[1] + (self.bias is not None)
+        return self.weight[0].numel() + (self.bias is not None)
 
     @property
     def d_G(self) -> int:  # noqa: N802  # the dimension of G
         """Side of G: d_o."""
-        return self.weight.shape[0]
+        return len(range(*self.outputs.indices(len(self.weight))))
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
-        """W, and b if there is one."""
+        """The module's weight, and its bias if there is one."""
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
-    def join(self, tensors: dict[nn.Parameter, Tensor]) -> Tensor:
-        """[W b] made of what stands for W and b, (d_G, d_A)."""
-        weight = tensors[self.weight]
+    def join(self, tensors: Mapping[nn.Parameter, Tensor]) -> Tensor:
+        """[W b] made of what stands for the module's weight and bias, (d_G, d_A)."""
+        weight = tensors[self.weight][self.outputs].flatten(1)
         if self.bias is None:
             return weight
-        return torch.cat([weight, tensors[self.bias][:, None]], dim=1)
+        return torch.cat([weight, tensors[self.bias][self.outputs, None]], dim=1)
 
-    def split(self, matrix: Tensor) -> dict[nn.Parameter, Tensor]:
-        """Inverse of :meth:`join`."""
-        if self.bias is None:
-            return {self.weight: matrix}
-        return {self.weight: matrix[:, :-1], self.bias: matrix[:, -1]}
+    @abstractmethod
+    def input_rows(self, a: Tensor) -> Tensor:
+        """The module's input as (N, T, d_i): T rows (positions) of N examples."""
 
-    def add_input(self, total: Tensor, a: Tensor) -> int:
-        """total += Σ ā āᵀ over all rows of a layer input (…, d_i); lower triangle only. Returns the number of rows."""
-        rows = a.reshape(-1, a.shape[-1]).to(total.dtype)
-        (add_gram if self.bias is None else add_homogeneous_gram)(total, rows)
-        return len(rows)
+    @abstractmethod
+    def output_rows(self, s: Tensor) -> Tensor:
+        """The module's output, or the gradient by it, as (N, T, d_G)."""
 
-    def add_gradient(self, total: Tensor, g: Tensor) -> None:
-        """total += Σ g gᵀ over all rows of an output gradient (…, d_o); lower triangle only."""
-        add_gram(total, g.reshape(-1, g.shape[-1]).to(total.dtype))
+    @abstractmethod
+    def n_rows(self, s: Tensor) -> int:
+        """N·T of one use of the module, by its output."""
+
+    @abstractmethod
+    def positions(self, s: Tensor) -> tuple[int, ...]:
+        """The shape of the T positions of one use of the module, by its output; () if T is 1."""
+
+    def homogeneous_rows(self, a: Tensor) -> Tensor:
+        """ā of the module's input, (N, T, d_A)."""
+        rows = self.input_rows(a)
+        return rows if self.bias is None else torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
 
 
-def find_layers(model: nn.Module) -> dict[str, tuple[nn.Module, Layer]]:
-    """Name → (module, layer) for every linear module whose weight is trained and belongs to it alone.
+class LinearLayer(Layer):
+    """``nn.Linear``: everything between the first and the last dimension of its input is a position."""
 
-    Only ``nn.Linear`` itself counts: a subclass may compute something else.
+    def input_rows(self, a: Tensor) -> Tensor:
+        """(N, …, d_i) → (N, T, d_i)."""
+        return a.reshape(len(a), -1, a.shape[-1])
+
+    def output_rows(self, s: Tensor) -> Tensor:
+        """(N, …, d_o) → (N, T, d_o)."""
+        return s.reshape(len(s), -1, s.shape[-1])
+
+    def n_rows(self, s: Tensor) -> int:
+        """Entries of all dimensions but the last."""
+        return s.numel() // s.shape[-1]
+
+    def positions(self, s: Tensor) -> tuple[int, ...]:
+        """Dimensions between the first and the last."""
+        return tuple(s.shape[1:-1])
+
+
+@dataclass(frozen=True, eq=False)
+class ConvLayer(Layer):
+    """``nn.Conv2d``, or one group of it (Grosse, Martens 2016): a row is what one output position sees.
+
+    Attributes:
+        window: kernel, stride, padding and dilation.
+        inputs: which input channels are the layer's.
+    """
+
+    window: Window
+    inputs: slice
+
+    def input_rows(self, a: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, H'·W', C·kh·kw)."""
+        return patches(a[:, self.inputs], self.window)
+
+    def output_rows(self, s: Tensor) -> Tensor:
+        """(N, C, H', W') → (N, H'·W', C)."""
+        return s[:, self.outputs].flatten(2).transpose(1, 2)
+
+    def n_rows(self, s: Tensor) -> int:
+        """N·H'·W'."""
+        return s.numel() // s.shape[1]
+
+    def positions(self, s: Tensor) -> tuple[int, ...]:
+        """(H', W')."""
+        return tuple(s.shape[2:])
+
+
+def find_layers(model: nn.Module) -> dict[str, tuple[nn.Module, list[Layer]]]:
+    """Name → (module, its layers) for every module that has some, and whose weight is trained and belongs to it alone.
+
+    Only ``nn.Linear`` and ``nn.Conv2d`` themselves count: a subclass may compute something else.
     """
     owners = Counter(p for module in model.modules() for p in module.parameters(recurse=False))
-    found: dict[str, tuple[nn.Module, Layer]] = {}
+    found: dict[str, tuple[nn.Module, list[Layer]]] = {}
     for name, module in model.named_modules():
-        if type(module) is not nn.Linear:
-            continue
-        own = {key: p for key, p in module.named_parameters() if p.requires_grad and owners[p] == 1}
-        if "weight" in own:
-            found[name] = (module, Layer(name, own["weight"], own.get("bias")))
+        own = {key: p for key, p in module.named_parameters(recurse=False) if p.requires_grad and owners[p] == 1}
+        if "weight" in own and type(module) is nn.Linear:
+            found[name] = module, [LinearLayer(name, own["weight"], own.get("bias"), slice(None))]
+        elif "weight" in own and type(module) is nn.Conv2d:
+            found[name] = module, _groups(name, module, own["weight"], own.get("bias"))
     return found
+
+
+def _groups(name: str, module: nn.Conv2d, weight: nn.Parameter, bias: nn.Parameter | None) -> list[Layer]:
+    window = Window.of(module)
+    if module.groups == 1:
+        return [ConvLayer(name, weight, bias, slice(None), window, slice(None))]
+    n_out, n_in = module.out_channels // module.groups, module.in_channels // module.groups
+    return [
+        ConvLayer(
+            f"{name}[{j}]",
+            weight,
+            bias,
+            slice(j * n_out, (j + 1) * n_out),
+            window,
+            slice(j * n_in, (j + 1) * n_in),
+        )
+        for j in range(module.groups)
+    ]
+
+
+def split(layers: Iterable[Layer], matrices: Mapping[str, Tensor]) -> dict[nn.Parameter, Tensor]:
+    """Inverse of :meth:`Layer.join` for all layers together.
+
+    Args:
+        layers: all layers of every module concerned, the groups of one module in order.
+        matrices: layer → (d_G, d_A); layers that are not named are left out.
+
+    Returns:
+        Parameter → tensor of its shape.
+    """
+    parts: dict[nn.Parameter, list[Tensor]] = {}
+    for layer in layers:
+        if layer.name in matrices:
+            matrix = matrices[layer.name]
+            weight = matrix if layer.bias is None else matrix[:, :-1]
+            parts.setdefault(layer.weight, []).append(weight)
+            if layer.bias is not None:
+                parts.setdefault(layer.bias, []).append(matrix[:, -1])
+    return {
+        p: (tensors[0] if len(tensors) == 1 else torch.cat(tensors)).reshape(p.shape) for p, tensors in parts.items()
+    }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,26 +17,56 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from kftune.errors import DivergenceError
 from kftune.optim._base import Closure, Likelihood, ModelOptimizer, all_finite, check_choice
 from kftune.optim._capture import Capture
-from kftune.optim._layers import find_layers
+from kftune.optim._layers import Layer, find_layers, split
 from kftune.optim._likelihoods import LIKELIHOODS, Fisher, output_vectors
-from kftune.optim._statistics import Statistics
+from kftune.optim._statistics import WEIGHT_SHARINGS, LazyRows, Rows, Statistics, WeightSharing
+from kftune.optim._thin import gradient
+
+
+@dataclass(eq=False)
+class Use:
+    """One use of a module in a forward pass.
+
+    Attributes:
+        module: its name.
+        a: its input, detached.
+        edge: of its output, in the graph.
+        positions: see :meth:`kftune.optim._layers.Layer.positions`.
+        n_rows: examples times positions.
+    """
+
+    module: str
+    a: Tensor
+    edge: GradientEdge
+    positions: tuple[int, ...]
+    n_rows: int
+    gradients: list[Tensor] = field(default_factory=list)
+    """By the module's output, of the loss' own backward pass (empirical Fisher)."""
 
 
 class LayerwiseOptimizer(ModelOptimizer):
     """An optimizer that preconditions layer by layer.
 
-    A subclass says when statistics are due (:meth:`_statistics_due`), implements ``_update``, keeps what it wants to
+    A subclass says what is due in this update (:meth:`_statistics_due`), implements ``_update``, keeps what it wants to
     be saved as tensors in ``self._layer_state[layer name]`` and counts its updates in ``self._n_updates``.
+
+    There are three ways to see what passes the layers: covariances A and G are summed in ``self._statistics``; a
+    subclass with ``needs_rows`` also gets ā and g themselves, example by example (:meth:`_add_rows`); and where
+    :meth:`_prefers_factors` says so, the loss' own gradient stays in its two thin factors (:attr:`_gradient_rows`).
 
     Args:
         model: the network.
         defaults: hyperparameters of the parameter group.
         likelihood: the model's predictive distribution.
         fisher: whose output gradients make G; None gathers no G.
+        weight_sharing: see :data:`kftune.optim._statistics.WeightSharing`.
         seed: of the generator from which labels and other chance come.
         treatment: what :meth:`coverage` calls the layer-wise rule.
         fallback: what it calls the rule for everything else.
     """
+
+    needs_rows: ClassVar[bool] = False
+    """Whether statistics updates report to :meth:`_add_rows`."""
 
     def __init__(
         self,
@@ -42,17 +75,24 @@ class LayerwiseOptimizer(ModelOptimizer):
         *,
         likelihood: Likelihood,
         fisher: Fisher | None,
+        weight_sharing: WeightSharing = "expand",
         seed: int,
         treatment: str,
         fallback: str,
     ) -> None:
         check_choice("likelihood", likelihood, LIKELIHOODS)
+        check_choice("weight_sharing", weight_sharing, WEIGHT_SHARINGS)
         super().__init__(model, defaults)
         found = find_layers(model)
-        self._layers = {name: layer for name, (_, layer) in found.items()}
+        self._of_module = {name: layers for name, (_, layers) in found.items()}
+        self._layers = {layer.name: layer for layers in self._of_module.values() for layer in layers}
         self._capture = Capture({name: module for name, (module, _) in found.items()})
-        self._layer_state: dict[str, dict[str, Tensor]] = {name: {} for name in found}
-        self._statistics = Statistics(self._layers.values())
+        self._layer_state: dict[str, dict[str, Tensor]] = {name: {} for name in self._layers}
+        self._weight_sharing = weight_sharing
+        self._statistics = self._new_statistics()
+        self._gradient_rows: dict[str, Rows] = {}
+        self._seen: set[str] = set()
+        self._warned = False
         self._likelihood = likelihood
         self._fisher = fisher
         self._generator = torch.Generator(device=next(model.parameters()).device).manual_seed(seed)
@@ -60,63 +100,184 @@ class LayerwiseOptimizer(ModelOptimizer):
         self._n_statistics = 0
         self._treatment, self._fallback = treatment, fallback
 
+    # What a subclass decides.
+
     @abstractmethod
     def _statistics_due(self) -> bool:
         """Whether this update gathers statistics."""
 
+    def _covariances_due(self) -> bool:
+        """Whether an update that gathers statistics needs A and G among them."""
+        return True
+
+    def _add_rows(self, rows: Mapping[str, Rows]) -> None:
+        """Take ā and g of one micro-batch, layer by layer; called once for each output vector of the Fisher.
+
+        A layer's rows are made each time they are looked up: patches of all convolutions at once would be large.
+        """
+
+    def _take_rows(self, uses: Sequence[Use], gradients: Sequence[Tensor | None], n_examples: int) -> None:
+        """Take what passed the layers in one micro-batch as it is, before :meth:`_add_rows` makes rows of it.
+
+        Args:
+            uses: of all modules, in the order of their calls.
+            gradients: of the unreduced loss by the output of each use; None where there is none.
+            n_examples: N of the micro-batch.
+        """
+        self._add_rows(self._rows(uses, gradients, n_examples))
+
+    def _prefers_factors(self, layer: Layer, n_rows: int) -> bool:
+        """Whether ``n_rows`` rows of (g, ā) serve this update better than the gradient V = (1/N) Σ g āᵀ itself.
+
+        Then autograd does not compute V, the parameters' ``.grad`` stays None, and ``self._gradient_rows[layer.name]``
+        holds the rows. Only asked where nobody can look at ``.grad`` before the update, in ``step(closure)``.
+        """
+        return False
+
+    # Gathering.
+
+    def _new_statistics(self) -> Statistics:
+        return Statistics(self._layers.values(), self._weight_sharing)
+
     def _begin(self) -> None:
         super()._begin()
-        self._statistics = Statistics(self._layers.values())
+        self._statistics = self._new_statistics()
+        self._gradient_rows = {}
+        self._seen = set()
 
     def _forward_backward(self, closure: Closure) -> tuple[Tensor, int]:
-        if not self._statistics_due():
+        statistics = self._statistics_due()
+        if not statistics and not self._single:
             return super()._forward_backward(closure)
-        edges: list[tuple[str, GradientEdge]] = []
+        uses: list[Use] = []
 
-        def on_use(name: str, a: Tensor, s: Tensor) -> None:
-            self._add_input(name, a, s)
-            if self._fisher == "empirical":
-                hook = partial(self._add_gradient, self._statistics, name)
-                s.register_hook(hook)  # type: ignore[no-untyped-call]  # torch does not annotate it
-            elif self._fisher is not None:
-                edges.append((name, get_gradient_edge(s)))
+        def on_use(module: str, a: Tensor, s: Tensor) -> None:
+            layer = self._of_module[module][0]
+            use = Use(module, a.detach(), get_gradient_edge(s), layer.positions(s), layer.n_rows(s))
+            uses.append(use)
+            if statistics:
+                self._see(use, s)
 
         with self._capture.recording(on_use):
             loss, output = closure()
-        self._statistics.n_examples += len(output)
-        if edges and self._fisher is not None:
-            with self.phases.phase("statistics"):
-                self._add_output_gradients(self._fisher, output, edges)
-        self._backward(loss, len(output))
-        if self._fisher == "empirical":
+        n_examples = len(output)
+        if statistics:
+            self._statistics.n_examples += n_examples
+            if self._fisher not in (None, "empirical"):
+                self._back_propagate_fisher(output, uses)
+        self._back_propagate_loss(loss, n_examples, uses)
+        if statistics and self._fisher == "empirical":
             # What was differentiated is 1/unit times the sum over examples of the unreduced loss.
             self._statistics.gradient_scale = self._unit
-        return loss, len(output)
+            if self.needs_rows:
+                with self.phases.phase("statistics"):
+                    gradients = [use.gradients[0] * self._unit if use.gradients else None for use in uses]
+                    self._take_rows(uses, gradients, n_examples)
+        return loss, n_examples
 
-    def _add_input(self, name: str, a: Tensor, s: Tensor) -> None:
-        with self.phases.phase("statistics"):
-            self._statistics.add_input(name, a)
+    def _see(self, use: Use, s: Tensor) -> None:
+        """Take what the forward pass shows of one use at a statistics update."""
+        layers = self._of_module[use.module]
+        self._seen.update(layer.name for layer in layers)
+        if self._covariances_due():
+            with self.phases.phase("statistics"):
+                for layer in layers:
+                    self._statistics.add_input(layer.name, use.a)
+        if self._fisher == "empirical":
+            statistics = self._statistics
 
-    def _add_gradient(self, statistics: Statistics, name: str, g: Tensor) -> None:
-        with self.phases.phase("statistics"):
-            statistics.add_gradient(name, g)
+            def take(g: Tensor) -> None:
+                with self.phases.phase("statistics"):
+                    self._take_gradient(statistics, use.module, g)
+                if self.needs_rows:
+                    use.gradients.append(g)
 
-    def _add_output_gradients(self, fisher: Fisher, output: Tensor, edges: Sequence[tuple[str, GradientEdge]]) -> None:
+            s.register_hook(take)  # type: ignore[no-untyped-call]  # torch does not annotate it
+
+    def _take_gradient(self, statistics: Statistics, module: str, g: Tensor) -> None:
+        if self._covariances_due():
+            for layer in self._of_module[module]:
+                statistics.add_gradient(layer.name, g)
+
+    def _back_propagate_fisher(self, output: Tensor, uses: Sequence[Use]) -> None:
         """Back-propagate the Fisher's output vectors to the layers only: no weight's gradient is computed."""
-        for v in output_vectors(output, self._likelihood, fisher, self._generator):
-            found = torch.autograd.grad(
-                output, [edge for _, edge in edges], grad_outputs=v, retain_graph=True, allow_unused=True
-            )
-            for (name, _), g in zip(edges, found, strict=True):
-                if g is not None:
-                    self._statistics.add_gradient(name, g)
+        if not uses or self._fisher is None:
+            return
+        edges = [use.edge for use in uses]
+        with self.phases.phase("statistics"):
+            for v in output_vectors(output, self._likelihood, self._fisher, self._generator):
+                found = torch.autograd.grad(output, edges, grad_outputs=v, retain_graph=True, allow_unused=True)
+                for use, g in zip(uses, found, strict=True):
+                    if g is not None:
+                        self._take_gradient(self._statistics, use.module, g)
+                if self.needs_rows:
+                    self._take_rows(uses, found, len(output))
 
-    def _check_gathered(self, covariances: dict[str, Tensor]) -> None:
-        if not covariances and self._layers:
+    def _back_propagate_loss(self, loss: Tensor, n_examples: int, uses: Sequence[Use]) -> None:
+        """``.grad`` of the loss; of layers that prefer it, :attr:`_gradient_rows` instead."""
+        chosen = self._choose_factors(uses) if self._single else set()
+        if not chosen:
+            self._backward(loss, n_examples)
+            return
+        thin = [use for use in uses if use.module in chosen]
+        left_out = {p for module in chosen for layer in self._of_module[module] for p in layer.parameters}
+        parameters = [
+            p for group in self.param_groups for p in group["params"] if p.requires_grad and p not in left_out
+        ]
+        self._unit = n_examples
+        found = torch.autograd.grad(loss, [*(use.edge for use in thin), *parameters], allow_unused=True)
+        for p, g in zip(parameters, found[len(thin) :], strict=True):
+            p.grad = g
+        gradients = [None if g is None else g * n_examples for g in found[: len(thin)]]
+        self._gradient_rows = dict(self._rows(thin, gradients, n_examples))
+
+    def _choose_factors(self, uses: Sequence[Use]) -> set[str]:
+        """Modules whose gradient stays in factors."""
+        n_rows: dict[str, int] = {}
+        for use in uses:
+            n_rows[use.module] = n_rows.get(use.module, 0) + use.n_rows
+        return {
+            module
+            for module, n in n_rows.items()
+            if all(self._prefers_factors(layer, n) for layer in self._of_module[module])
+        }
+
+    def _rows(self, uses: Sequence[Use], gradients: Sequence[Tensor | None], n_examples: int) -> LazyRows:
+        """Layer → rows of all its uses; a use without gradient does not count."""
+        passed: dict[str, list[_Passed]] = {}
+        for use, g in zip(uses, gradients, strict=True):
+            if g is not None:
+                for layer in self._of_module[use.module]:
+                    passed.setdefault(layer.name, []).append((use.a, g.detach(), use.positions))
+        return LazyRows(
+            {name: partial(_make_rows, self._layers[name], parts, n_examples) for name, parts in passed.items()}
+        )
+
+    def _form_gradients(self, names: Iterable[str]) -> None:
+        """Put the gradient of layers that kept its factors into ``.grad`` after all."""
+        for name in names:
+            layer = self._layers[name]
+            for p, tensor in split([layer], {name: gradient(self._gradient_rows.pop(name))}).items():
+                p.grad = tensor
+
+    def _check_gathered(self) -> None:
+        """Complain if a statistics update saw nothing; warn, once, if it missed a layer that has a gradient."""
+        if not self._seen and self._layers:
             raise RuntimeError(
                 "a statistics update saw no layer: the closure must run the model itself, in training mode "
                 "(model.train()) and with gradients enabled"
             )
+        missed = [name for name in self._layers_with_gradient() if name not in self._seen]
+        if missed and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"layers {', '.join(missed)} have a gradient but were not seen in the forward pass, and are updated "
+                f"by {self._fallback}: is their module called, in training mode, and not inside reentrant "
+                "checkpointing (use_reentrant=False works)?",
+                stacklevel=2,
+            )
+
+    # Averages, groups, checks.
 
     def _average(self, key: str, news: dict[str, Tensor], decay: float) -> None:
         """state[key] ← decay·state[key] + (1 − decay)·new, layer by layer; a layer's first value is taken as it is."""
@@ -136,16 +297,31 @@ class LayerwiseOptimizer(ModelOptimizer):
         return {name: groups[layer.weight]["damping"] for name, layer in self._layers.items()}
 
     def _layers_with_gradient(self) -> list[str]:
-        return [name for name, layer in self._layers.items() if all(p.grad is not None for p in layer.parameters)]
+        """Layers whose gradient is in ``.grad`` or in :attr:`_gradient_rows`."""
+        return [
+            name
+            for name, layer in self._layers.items()
+            if name in self._gradient_rows or all(p.grad is not None for p in layer.parameters)
+        ]
 
-    def _check_directions(self, directions: dict[nn.Parameter, Tensor]) -> None:
-        if directions and not all_finite(list(directions.values())):
+    def _split(self, matrices: Mapping[str, Tensor]) -> dict[nn.Parameter, Tensor]:
+        """Layer → matrix as parameter → tensor."""
+        return split(self._layers.values(), matrices)
+
+    def _gradient_tensors(self) -> list[Tensor]:
+        return super()._gradient_tensors() + [rows.gradients for rows in self._gradient_rows.values()]
+
+    def _check_directions(self, directions: Iterable[Tensor]) -> None:
+        found = list(directions)
+        if found and not all_finite(found):
             raise DivergenceError("the preconditioned gradient is not finite; the parameters are unchanged")
 
     def coverage(self) -> dict[str, str]:
         """Parameter name → the layer-wise rule, the first-order fallback, or ``"frozen"``."""
         own = {p: self._treatment for layer in self._layers.values() for p in layer.parameters}
         return self._coverage(self._fallback, own)
+
+    # State.
 
     def _extra_state(self) -> dict[str, Any]:
         return {
@@ -166,4 +342,24 @@ class LayerwiseOptimizer(ModelOptimizer):
             name: {key: value.to(self._layers[name].weight.device) for key, value in state.items()}
             for name, state in extra["layers"].items()
         }
-        self._statistics = Statistics(self._layers.values())
+        self._begin()
+
+
+_Passed: TypeAlias = tuple[Tensor, Tensor, tuple[int, ...]]
+"""Input of a module at one use, gradient by its output, positions."""
+
+
+def _make_rows(layer: Layer, passed: Sequence[_Passed], n_examples: int) -> Rows:
+    """All positions of all uses in a row."""
+    parts: list[Rows] = []
+    for a, g, positions in passed:
+        inputs = layer.homogeneous_rows(a).to(layer.weight.dtype)
+        gradients = layer.output_rows(g).to(layer.weight.dtype)
+        if len(inputs) != n_examples:  # (examples · something, …): the something is a position
+            inputs, gradients = (t.reshape(n_examples, -1, t.shape[-1]) for t in (inputs, gradients))
+        own = positions if math.prod(positions) == inputs.shape[1] else (inputs.shape[1],)
+        parts.append(Rows(inputs, gradients, own))
+    if len(parts) == 1:
+        return parts[0]
+    inputs = torch.cat([part.inputs for part in parts], dim=1)
+    return Rows(inputs, torch.cat([part.gradients for part in parts], dim=1), (inputs.shape[1],))

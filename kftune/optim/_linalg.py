@@ -37,14 +37,29 @@ def damped_inverses(names: Sequence[str], matrices: Sequence[Tensor], dampings: 
     Raises:
         CurvatureError: where even float64 finds no Cholesky factor, or a matrix is not finite.
     """
+    factors = _choleskys(names, matrices, dampings)
+    return [torch.cholesky_inverse(f).to(matrix.dtype) for f, matrix in zip(factors, matrices, strict=True)]
+
+
+def damped_choleskys(names: Sequence[str], matrices: Sequence[Tensor], dampings: Sequence[Tensor]) -> list[Tensor]:
+    """Lower Cholesky factors of M + λI: cheaper than inverses where they would be used once.
+
+    Arguments and errors as :func:`damped_inverses`.
+    """
+    factors = _choleskys(names, matrices, dampings)
+    return [f.to(matrix.dtype) for f, matrix in zip(factors, matrices, strict=True)]
+
+
+def _choleskys(names: Sequence[str], matrices: Sequence[Tensor], dampings: Sequence[Tensor]) -> list[Tensor]:
+    """Factors in the matrices' precision, or in float64 where that fails."""
     tried = [_try_cholesky(matrix, damping) for matrix, damping in zip(matrices, dampings, strict=True)]
     factors = [factor for factor, _ in tried]
-    # Before the inversion, which raises an error of its own on a factor with a zero.
+    # Before any use: an inversion raises an error of its own on a factor with a zero.
     if tried and bool(torch.stack([bad for _, bad in tried]).any()):
         for i, (_, bad) in enumerate(tried):
             if bool(bad):
                 factors[i] = _cholesky_in_float64(names[i], matrices[i], dampings[i])
-    return [torch.cholesky_inverse(f).to(matrix.dtype) for f, matrix in zip(factors, matrices, strict=True)]
+    return factors
 
 
 def _cholesky_in_float64(name: str, matrix: Tensor, damping: Tensor) -> Tensor:
@@ -88,12 +103,17 @@ def _growing_ridge(name: str, matrix: Tensor, ridge: float) -> Tensor:
     raise CurvatureError(f"{_describe(name, matrix)} has no Cholesky factor with any ridge below that mean")
 
 
+def solve_rows(rows: Tensor, factor: Tensor) -> Tensor:
+    """X(LLᵀ)⁻¹ for rows X, (n, d), and lower triangular L, (d, d)."""
+    half = torch.linalg.solve_triangular(factor.T, rows, upper=True, left=False)
+    solution: Tensor = torch.linalg.solve_triangular(factor, half, upper=False, left=False)
+    return solution
+
+
 def solve_between(left: Tensor, V: Tensor, right: Tensor) -> Tensor:
     """(LLᵀ)⁻¹ V (RRᵀ)⁻¹ for lower triangular L and R: cheaper than inverses that would be used once."""
-    X = torch.linalg.solve_triangular(right.T, V, upper=True, left=False)
-    X = torch.linalg.solve_triangular(right, X, upper=False, left=False)
-    X = torch.linalg.solve_triangular(left, X, upper=False)
-    solution: Tensor = torch.linalg.solve_triangular(left.T, X, upper=True)
+    half = torch.linalg.solve_triangular(left, solve_rows(V, right), upper=False)
+    solution: Tensor = torch.linalg.solve_triangular(left.T, half, upper=True)
     return solution
 
 

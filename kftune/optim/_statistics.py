@@ -2,28 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-from kftune.optim._factors import symmetrize_
-from kftune.optim._layers import Layer
+from kftune.optim._factors import add_gram, add_homogeneous_gram, symmetrize_
+from kftune.optim._layers import ConvLayer, Layer
+from kftune.optim._patches import mean_patch
+
+WeightSharing: TypeAlias = Literal["expand", "reduce"]
+"""What becomes of the T positions (of a sequence, of an image) at which a layer's weight is used: ``expand`` takes
+each for an example of A and G, ``reduce`` averages ā and sums g over them first (Eschenhagen et al. 2023)."""
+WEIGHT_SHARINGS: tuple[str, ...] = get_args(WeightSharing)
+
+
+class Rows(NamedTuple):
+    """What passed one layer in one micro-batch, example by example.
+
+    Attributes:
+        inputs: ā, (N, T, d_A), T positions of all uses of the module in a row.
+        gradients: g of the unreduced loss of one example, (N, T, d_G).
+        positions: the shape of the T positions, e.g. (H', W'); (T,) if the module was used more than once.
+    """
+
+    inputs: Tensor
+    gradients: Tensor
+    positions: tuple[int, ...]
+
+
+class LazyRows(Mapping[str, Rows]):
+    """Layer → rows, made whenever they are looked up.
+
+    Args:
+        makers: layer → what makes its rows.
+    """
+
+    def __init__(self, makers: Mapping[str, Callable[[], Rows]]) -> None:
+        self._makers = makers
+
+    def __getitem__(self, name: str) -> Rows:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
 
 
 class Statistics:
     """Σ ā āᵀ and Σ g gᵀ of every layer, reduced as soon as an activation or gradient is seen.
 
-    A counts rows (examples times positions times uses of the module), G counts examples: for the mean loss of
-    sequences, g of one position is its share of the example's loss (Eschenhagen et al. 2023, "expand").
+    With ``expand``, A counts rows (examples times positions times uses of the module) and G counts examples: for the
+    mean loss of sequences, g of one position is its share of the example's loss. With ``reduce``, A counts examples
+    times uses of the module.
 
     Attributes:
         n_examples: examples seen.
         gradient_scale: what the gradients that were added must be multiplied with to be the unreduced loss'.
     """
 
-    def __init__(self, layers: Iterable[Layer]) -> None:
+    def __init__(self, layers: Iterable[Layer], sharing: WeightSharing = "expand") -> None:
         self._layers = {layer.name: layer for layer in layers}
+        self._reduce = sharing == "reduce"
         self._inputs: dict[str, Tensor] = {}
         self._gradients: dict[str, Tensor] = {}
         self._n_rows: dict[str, int] = {}
@@ -31,18 +74,37 @@ class Statistics:
         self.gradient_scale = 1
 
     def add_input(self, name: str, a: Tensor) -> None:
-        """Add the inputs (…, d_i) of one use of a layer."""
+        """Add the module's input at one use of a layer."""
         layer = self._layers[name]
         if name not in self._inputs:
             self._inputs[name] = layer.weight.new_zeros(layer.d_A, layer.d_A)
-        self._n_rows[name] = self._n_rows.get(name, 0) + layer.add_input(self._inputs[name], a.detach())
+        rows = self._input_rows(layer, a)
+        (add_gram if layer.bias is None else add_homogeneous_gram)(self._inputs[name], rows)
+        self._n_rows[name] = self._n_rows.get(name, 0) + len(rows)
+
+    def _input_rows(self, layer: Layer, a: Tensor) -> Tensor:
+        """(rows of A's sample, d_i), without the homogeneous 1."""
+        a = a.detach()
+        if not self._reduce:
+            rows = layer.input_rows(a)
+        elif isinstance(layer, ConvLayer):
+            rows = mean_patch(a[:, layer.inputs], layer.window)
+        else:
+            rows = layer.input_rows(a).mean(dim=1)
+        return rows.reshape(-1, rows.shape[-1]).to(layer.weight.dtype)
 
     def add_gradient(self, name: str, g: Tensor) -> None:
-        """Add the gradients (…, d_o) by one use's outputs."""
+        """Add the gradient by the module's output at one use of a layer."""
         layer = self._layers[name]
         if name not in self._gradients:
             self._gradients[name] = layer.weight.new_zeros(layer.d_G, layer.d_G)
-        layer.add_gradient(self._gradients[name], g.detach())
+        add_gram(self._gradients[name], self._gradient_rows(layer, g))
+
+    def _gradient_rows(self, layer: Layer, g: Tensor) -> Tensor:
+        """(rows of G's sample, d_G)."""
+        rows = layer.output_rows(g.detach())
+        rows = rows.sum(dim=1) if self._reduce else rows.reshape(-1, rows.shape[-1])
+        return rows.to(layer.weight.dtype)
 
     def input_covariances(self) -> dict[str, Tensor]:
         """Layer → A of this update, for the layers that were used. Consumes the sums."""

@@ -6,9 +6,12 @@ from torch import Tensor, nn
 
 from kftune.optim._base import Closure, Likelihood, OptimizerEntry, check_count, check_periods, check_range
 from kftune.optim._factors import debiased_decay_of
+from kftune.optim._layers import ConvLayer, Layer
 from kftune.optim._layerwise import LayerwiseOptimizer
 from kftune.optim._linalg import damped_inverses
 from kftune.optim._momentum import decayed_gradients, momentum_step
+from kftune.optim._statistics import WeightSharing
+from kftune.optim._thin import flat
 from kftune.space import Float, Int, Space
 
 
@@ -18,8 +21,8 @@ class FOOF(LayerwiseOptimizer):
     Benzing: Gradient descent on neurons and its link to approximate second-order optimization, 2022, with its learning
     rate written as η = lr·damping: P → V for a large damping, so that ``lr`` keeps its meaning (the paper's
     (η, λ) = (30, 100) is lr = 0.3). A is a normalised running average over statistics updates; only layer inputs are
-    needed, no labels and no extra pass. Everything outside linear layers is updated by SGD with the same learning rate,
-    momentum and weight decay, as are layers that no statistics have seen.
+    needed, no labels and no extra pass. Everything outside linear layers and convolutions is updated by SGD with the
+    same learning rate, momentum and weight decay, as are layers that no statistics have seen.
 
     Args:
         model: the network.
@@ -35,6 +38,8 @@ class FOOF(LayerwiseOptimizer):
         momentum: μ, in [0, 1).
         nesterov: θ ← θ − lr·(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
+        weight_sharing: positions of sequences and images, as ``expand`` or ``reduce``; see
+            :data:`kftune.optim._statistics.WeightSharing`.
         likelihood: the model's predictive distribution; not used.
         seed: not used; every optimizer of kftune takes it.
 
@@ -56,6 +61,7 @@ class FOOF(LayerwiseOptimizer):
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        weight_sharing: WeightSharing = "expand",
         likelihood: Likelihood = "gaussian",
         seed: int = 0,
     ) -> None:
@@ -73,6 +79,7 @@ class FOOF(LayerwiseOptimizer):
             {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay, "damping": damping},
             likelihood=likelihood,
             fisher=None,
+            weight_sharing=weight_sharing,
             seed=seed,
             treatment="FOOF",
             fallback="SGD",
@@ -97,9 +104,16 @@ class FOOF(LayerwiseOptimizer):
     def _forward_backward(self, closure: Closure) -> tuple[Tensor, int]:
         if not self._gathering_only:
             return super()._forward_backward(closure)
-        with self._capture.recording(self._add_input):
+        with self._capture.recording(self._see_input):
             loss, output = closure()
         return loss, len(output)
+
+    def _see_input(self, module: str, a: Tensor, s: Tensor) -> None:
+        """Take a layer's input in a step that only gathers."""
+        with self.phases.phase("statistics"):
+            for layer in self._of_module[module]:
+                self._seen.add(layer.name)
+                self._statistics.add_input(layer.name, a)
 
     def _update(self) -> None:
         if self._statistics_due():
@@ -113,14 +127,14 @@ class FOOF(LayerwiseOptimizer):
                 self._invert()
         with self.phases.phase("preconditioning"):
             directions = self._directions()
-            self._check_directions(directions)
+            self._check_directions(directions.values())
         with self.phases.phase("update"):
             momentum_step(self, directions)
         self._n_updates += 1
 
     def _average_inputs(self) -> None:
         inputs = self._statistics.input_covariances()
-        self._check_gathered(inputs)
+        self._check_gathered()
         self._n_statistics += 1
         self._average("input_covariance", inputs, debiased_decay_of(self._n_statistics, self._factor_decay))
 
@@ -132,15 +146,27 @@ class FOOF(LayerwiseOptimizer):
         for name, inverse in zip(seen, damped_inverses(names, list(seen.values()), dampings), strict=True):
             self._layer_state[name]["input_inverse"] = inverse
 
+    def _prefers_factors(self, layer: Layer, n_rows: int) -> bool:
+        inverting = self._n_updates % self._inverses_every == 0
+        if self._gathering_only or not (inverting or "input_inverse" in self._layer_state[layer.name]):
+            return False
+        if self._groups()[layer.weight]["weight_decay"] != 0 or isinstance(layer, ConvLayer):
+            return False  # W would have to be preconditioned too; patches would have to be made
+        return n_rows < layer.d_G
+
     def _directions(self) -> dict[nn.Parameter, Tensor]:
         """P for the layers, the gradient for the rest."""
-        directions, dampings = decayed_gradients(self), self._dampings()
+        gradients, dampings = decayed_gradients(self), self._dampings()
+        found: dict[str, Tensor] = {}
         for name in self._layers_with_gradient():
-            layer, state = self._layers[name], self._layer_state[name]
-            if "input_inverse" in state:
-                P = layer.join(directions) @ state["input_inverse"]
-                directions |= layer.split(P.mul_(dampings[name]))
-        return directions
+            state = self._layer_state[name]
+            if name in self._gradient_rows:
+                inputs, g = flat(self._gradient_rows[name])
+                scale = dampings[name] / len(self._gradient_rows[name].inputs)
+                found[name] = g.T @ (inputs @ state["input_inverse"]).mul_(scale)
+            elif "input_inverse" in state:
+                found[name] = (self._layers[name].join(gradients) @ state["input_inverse"]).mul_(dampings[name])
+        return gradients | self._split(found)
 
 
 ENTRIES = (

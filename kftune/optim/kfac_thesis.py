@@ -33,7 +33,7 @@ class ThesisKFAC(LayerwiseOptimizer):
     5. N ← αN + (1 − α)μ(G⁻¹μ(∇W)A⁻¹), W ← W − lr·N.
 
     So ``lr`` is the largest change of any weight of a layer. A bias is part of the layer's matrix. Parameters outside
-    linear layers go through step 5 with the gradient itself in place of G⁻¹∇W A⁻¹.
+    linear layers and convolutions go through step 5 with the gradient itself in place of G⁻¹∇W A⁻¹.
 
     Args:
         model: the network.
@@ -114,7 +114,7 @@ class ThesisKFAC(LayerwiseOptimizer):
             factors = self._factorize()
         with self.phases.phase("preconditioning"):
             steps = self._steps(factors)
-            self._check_directions(steps)
+            self._check_directions(steps.values())
         with self.phases.phase("update"):
             for group in self.param_groups:
                 parameters = [p for p in group["params"] if p in steps]
@@ -133,7 +133,7 @@ class ThesisKFAC(LayerwiseOptimizer):
 
     def _average_factors(self, alpha: float) -> None:
         inputs, gradients = self._statistics.input_covariances(), self._statistics.gradient_covariances()
-        self._check_gathered(inputs)
+        self._check_gathered()
         self._n_statistics += 1
         self._average("input_covariance", {name: self._normalize(A) for name, A in inputs.items()}, alpha)
         self._average("gradient_covariance", {name: self._normalize(G) for name, G in gradients.items()}, alpha)
@@ -156,12 +156,13 @@ class ThesisKFAC(LayerwiseOptimizer):
     def _steps(self, factors: dict[str, tuple[Tensor, Tensor]]) -> dict[nn.Parameter, Tensor]:
         """μ(G⁻¹μ(∇W)A⁻¹), or μ(gradient), of every parameter that has a gradient."""
         gradients = {p: p.grad for group in self.param_groups for p in group["params"] if p.grad is not None}
-        steps: dict[nn.Parameter, Tensor] = {}
+        found: dict[str, Tensor] = {}
         for name in self._layers_with_gradient():
             if name in factors:
                 layer = self._layers[name]
                 V = self._normalize(layer.join(gradients).clone())
-                steps |= layer.split(self._normalize(solve_between(factors[name][1], V, factors[name][0])))
+                found[name] = self._normalize(solve_between(factors[name][1], V, factors[name][0]))
+        steps = self._split(found)
         return steps | {p: self._normalize(g.clone()) for p, g in gradients.items() if p not in steps}
 
 

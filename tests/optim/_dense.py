@@ -64,15 +64,15 @@ def unvec(vector: Tensor, like: Tensor) -> Tensor:
     return vector.reshape(like.shape[1], like.shape[0]).T
 
 
-def layer_gradient(module: nn.Linear) -> Tensor:
-    """[∇W ∇b] from ``.grad``."""
-    grad = module.weight.grad
+def layer_gradient(module: nn.Linear | nn.Conv2d) -> Tensor:
+    """[∇W ∇b] from ``.grad``, W as a matrix."""
+    grad = module.weight.grad.flatten(1)
     return grad.clone() if module.bias is None else torch.cat([grad, module.bias.grad[:, None]], dim=1)
 
 
-def layer_matrix(module: nn.Linear) -> Tensor:
-    """[W b]."""
-    weight = module.weight.detach()
+def layer_matrix(module: nn.Linear | nn.Conv2d) -> Tensor:
+    """[W b], W as a matrix."""
+    weight = module.weight.detach().flatten(1)
     return weight.clone() if module.bias is None else torch.cat([weight, module.bias.detach()[:, None]], dim=1)
 
 
@@ -81,7 +81,8 @@ def _one_example(model: nn.Module, name: str):
     module = model.get_submodule(name)
 
     def forward(matrix: Tensor, x: Tensor) -> Tensor:
-        own = {f"{name}.weight": matrix if module.bias is None else matrix[:, :-1]}
+        weight = matrix if module.bias is None else matrix[:, :-1]
+        own = {f"{name}.weight": weight.reshape(module.weight.shape)}
         if module.bias is not None:
             own[f"{name}.bias"] = matrix[:, -1]
         return functional_call(model, own, (x[None],))[0]
