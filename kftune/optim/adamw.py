@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.optim.adamw import adamw
+from torch import nn
 
+from kftune.optim._adam import adamw_step
 from kftune.optim._base import Likelihood, ModelOptimizer, OptimizerEntry, check_range
-from kftune.optim._momentum import can_fuse, like
+from kftune.optim._momentum import can_fuse
 from kftune.space import Float, Int, Space
 
 
@@ -53,33 +52,16 @@ class AdamW(ModelOptimizer):
     def _update(self) -> None:
         with self.phases.phase("update"):
             for group in self.param_groups:
-                parameters = [p for p in group["params"] if p.grad is not None]
-                states = [self._state_of(p) for p in parameters]
-                adamw(
-                    parameters,
-                    [like(p.grad, p) for p in parameters if p.grad is not None],
-                    [state["exp_avg"] for state in states],
-                    [state["exp_avg_sq"] for state in states],
-                    [],
-                    [state["step"] for state in states],
-                    foreach=False,
-                    fused=group["fused"],
-                    amsgrad=False,
+                adamw_step(
+                    self,
+                    group["params"],
+                    lr=group["lr"],
                     beta1=group["beta1"],
                     beta2=group["beta2"],
-                    lr=group["lr"],
-                    weight_decay=group["weight_decay"],
                     eps=group["eps"],
-                    maximize=False,
+                    weight_decay=group["weight_decay"],
+                    fused=group["fused"],
                 )
-
-    def _state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), device=parameter.device)
-            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        return state
 
     def coverage(self) -> dict[str, str]:
         """Parameter name → ``"AdamW"`` or ``"frozen"``."""
