@@ -287,6 +287,7 @@ class OptimizerEntry:
         invalid: (hyperparameters, part of the message) pairs that ``cls`` must refuse with ``ValueError``.
         deterministic: hyperparameters under which an update depends on the examples alone, not on how they are split
             into micro-batches (drawn labels do).
+        chains_only: whether it takes nothing but chains of linear layers.
         floor: see :data:`Floor`; None for a method without matrix products of its own.
     """
 
@@ -299,6 +300,7 @@ class OptimizerEntry:
     example: Mapping[str, Value] = field(default_factory=dict)
     invalid: tuple[tuple[Mapping[str, Any], str], ...] = ()
     deterministic: Mapping[str, Value] = field(default_factory=dict)
+    chains_only: bool = False
     floor: Floor | None = None
 
     def build(

@@ -153,7 +153,8 @@ class KroneckerOptimizer(LayerwiseOptimizer):
 
     def _average_statistics(self, decay: float) -> None:
         """A ← decay·A + (1 − decay)·A_batch, the same for G."""
-        inputs, gradients = self._statistics.input_covariances(), self._statistics.gradient_covariances()
+        inputs = self._mean_over_processes(self._statistics.input_covariances())
+        gradients = self._mean_over_processes(self._statistics.gradient_covariances())
         self._check_gathered()
         self._average("input_covariance", inputs, decay)
         self._average("gradient_covariance", gradients, decay)

@@ -17,6 +17,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from kftune.errors import DivergenceError
 from kftune.optim._base import Closure, Likelihood, ModelOptimizer, all_finite, check_choice
 from kftune.optim._capture import Capture
+from kftune.optim._distributed import mean_over_processes, process_group_of
 from kftune.optim._layers import Layer, find_layers, split
 from kftune.optim._likelihoods import LIKELIHOODS, Fisher, output_vectors
 from kftune.optim._statistics import WEIGHT_SHARINGS, LazyRows, Rows, Statistics, WeightSharing
@@ -68,6 +69,9 @@ class LayerwiseOptimizer(ModelOptimizer):
     needs_rows: ClassVar[bool] = False
     """Whether statistics updates report to :meth:`_add_rows`."""
 
+    distributed: ClassVar[bool] = False
+    """Whether every statistic goes through :meth:`_mean_over_processes`, so that DistributedDataParallel is exact."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -83,6 +87,9 @@ class LayerwiseOptimizer(ModelOptimizer):
         check_choice("likelihood", likelihood, LIKELIHOODS)
         check_choice("weight_sharing", weight_sharing, WEIGHT_SHARINGS)
         super().__init__(model, defaults)
+        self._process_group = process_group_of(model)
+        if self._process_group is not None and not self.distributed:
+            raise ValueError(f"{type(self).__name__} does not average its curvature over processes: give it one process")
         found = find_layers(model)
         self._of_module = {name: layers for name, (_, layers) in found.items()}
         self._layers = {layer.name: layer for layers in self._of_module.values() for layer in layers}
@@ -215,7 +222,8 @@ class LayerwiseOptimizer(ModelOptimizer):
 
     def _back_propagate_loss(self, loss: Tensor, n_examples: int, uses: Sequence[Use]) -> None:
         """``.grad`` of the loss; of layers that prefer it, :attr:`_gradient_rows` instead."""
-        chosen = self._choose_factors(uses) if self._single else set()
+        # DistributedDataParallel reduces what goes into ``.grad``.
+        chosen = self._choose_factors(uses) if self._single and self._process_group is None else set()
         if not chosen:
             self._backward(loss, n_examples)
             return
@@ -278,6 +286,15 @@ class LayerwiseOptimizer(ModelOptimizer):
             )
 
     # Averages, groups, checks.
+
+    def _mean_over_processes(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The mean over all processes of DistributedDataParallel, in place; each has as many examples as any other.
+
+        (So has the gradient that DistributedDataParallel takes the mean of.)
+        """
+        if self._process_group is not None and tensors:
+            mean_over_processes(list(tensors.values()), self._process_group)
+        return tensors
 
     def _average(self, key: str, news: dict[str, Tensor], decay: float) -> None:
         """state[key] ← decay·state[key] + (1 − decay)·new, layer by layer; a layer's first value is taken as it is."""

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias, get_args
+
+import torch
 from torch import Tensor, nn
 
-from kftune.optim._base import Closure, Likelihood, OptimizerEntry, check_count, check_periods, check_range
+from kftune.optim._base import (
+    Closure,
+    Likelihood,
+    OptimizerEntry,
+    check_choice,
+    check_count,
+    check_periods,
+    check_range,
+)
+from kftune.optim._damping import make_preconditioners, split_damping
 from kftune.optim._factors import debiased_decay_of
 from kftune.optim._layers import ConvLayer, Layer
 from kftune.optim._layerwise import LayerwiseOptimizer
+from kftune.optim._likelihoods import FISHERS, Fisher
 from kftune.optim._linalg import damped_inverses
 from kftune.optim._momentum import decayed_gradients, momentum_step
 from kftune.optim._statistics import WeightSharing
 from kftune.optim._thin import flat
 from kftune.space import Float, Int, Space
+
+Variant: TypeAlias = Literal["foof", "kfac_damping", "kfac_norm"]
+VARIANTS: tuple[str, ...] = get_args(Variant)
 
 
 class FOOF(LayerwiseOptimizer):
@@ -24,10 +40,17 @@ class FOOF(LayerwiseOptimizer):
     needed, no labels and no extra pass. Everything outside linear layers and convolutions is updated by SGD with the
     same learning rate, momentum and weight decay, as are layers that no statistics have seen.
 
+    Two variants show what of K-FAC is FOOF (section 4 of the paper). Both damp A as K-FAC does, by λ_A = π√λ with
+    π² = (tr A/d_A)/(tr G/d_G), so they need G, and have K-FAC's scale of ``lr``: ``kfac_damping`` is K-FAC where G is
+    negligible beside its damping, P = (λ_A/λ)·V(A + λ_A·I)⁻¹ (its figure 3); ``kfac_norm`` gives V(A + λ_A·I)⁻¹ the
+    norm, layer by layer, of K-FAC's P = (G + λ/λ_A·I)⁻¹V(A + λ_A·I)⁻¹ (its figure 4C).
+
     Args:
         model: the network.
         lr: scale-free learning rate η/λ.
-        damping: λ, in units of A = mean āāᵀ.
+        damping: λ, in units of A = mean āāᵀ; for the variants in units of the curvature, as K-FAC's.
+        variant: ``foof``, ``kfac_damping`` or ``kfac_norm``.
+        fisher: whose output gradients make G, for the variants only: ``mc``, ``exact``, ``empirical``, ``permuted``.
         factor_decay: m, weight on the old A, in [0, 1].
         inverses_every: T, updates between two inversions; a multiple of ``statistics_every``.
         statistics_every: updates between two statistics.
@@ -40,12 +63,14 @@ class FOOF(LayerwiseOptimizer):
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
         weight_sharing: positions of sequences and images, as ``expand`` or ``reduce``; see
             :data:`kftune.optim._statistics.WeightSharing`.
-        likelihood: the model's predictive distribution; not used.
-        seed: not used; every optimizer of kftune takes it.
+        likelihood: the model's predictive distribution; only used for G.
+        seed: of the drawn labels; only used for G.
 
     Raises:
         ValueError: an invalid hyperparameter.
     """
+
+    distributed = True
 
     def __init__(
         self,
@@ -53,6 +78,8 @@ class FOOF(LayerwiseOptimizer):
         *,
         lr: float = 0.1,
         damping: float = 0.1,
+        variant: Variant = "foof",
+        fisher: Fisher = "mc",
         factor_decay: float = 0.95,
         inverses_every: int = 10,
         statistics_every: int = 1,
@@ -67,6 +94,8 @@ class FOOF(LayerwiseOptimizer):
     ) -> None:
         check_range("lr", lr)
         check_range("damping", damping, low_in=False)
+        check_choice("variant", variant, VARIANTS)
+        check_choice("fisher", fisher, FISHERS)
         check_range("factor_decay", factor_decay, high=1.0, high_in=True)
         check_periods(statistics_every, inverses_every)
         if statistics_window is not None:
@@ -78,12 +107,13 @@ class FOOF(LayerwiseOptimizer):
             model,
             {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay, "damping": damping},
             likelihood=likelihood,
-            fisher=None,
+            fisher=None if variant == "foof" else fisher,
             weight_sharing=weight_sharing,
             seed=seed,
             treatment="FOOF",
             fallback="SGD",
         )
+        self._variant = variant
         self._factor_decay = factor_decay
         self._inverses_every, self._statistics_every = inverses_every, statistics_every
         self._statistics_window = statistics_window
@@ -102,7 +132,7 @@ class FOOF(LayerwiseOptimizer):
         return in_window and self._n_updates % self._statistics_every == 0
 
     def _forward_backward(self, closure: Closure) -> tuple[Tensor, int]:
-        if not self._gathering_only:
+        if not self._gathering_only or self._fisher is not None:
             return super()._forward_backward(closure)
         with self._capture.recording(self._see_input):
             loss, output = closure()
@@ -119,7 +149,7 @@ class FOOF(LayerwiseOptimizer):
         if self._statistics_due():
             gathering_only = self._gathering_only
             with self.phases.phase("statistics"):
-                self._average_inputs()
+                self._average_factors()
             if gathering_only:
                 return
         if self._n_updates % self._inverses_every == 0:
@@ -132,19 +162,37 @@ class FOOF(LayerwiseOptimizer):
             momentum_step(self, directions)
         self._n_updates += 1
 
-    def _average_inputs(self) -> None:
-        inputs = self._statistics.input_covariances()
+    def _average_factors(self) -> None:
+        inputs = self._mean_over_processes(self._statistics.input_covariances())
+        gradients = self._mean_over_processes(self._statistics.gradient_covariances())
         self._check_gathered()
         self._n_statistics += 1
-        self._average("input_covariance", inputs, debiased_decay_of(self._n_statistics, self._factor_decay))
+        decay = debiased_decay_of(self._n_statistics, self._factor_decay)
+        self._average("input_covariance", inputs, decay)
+        self._average("gradient_covariance", gradients, decay)
 
     def _invert(self) -> None:
-        seen = {name: state["input_covariance"] for name, state in self._layer_state.items() if state}
+        needed = "input_covariance" if self._variant == "foof" else "gradient_covariance"
+        seen = {name: state for name, state in self._layer_state.items() if needed in state}
         damping = self._dampings()
-        dampings = [A.new_full((), damping[name]) for name, A in seen.items()]
+        if self._variant == "kfac_norm":
+            factors = {name: (state["input_covariance"], state["gradient_covariance"]) for name, state in seen.items()}
+            for name, preconditioner in make_preconditioners(factors, damping, "factored").items():
+                seen[name].update(preconditioner)
+            return
+        dampings = []
+        for name, state in seen.items():
+            A = state["input_covariance"]
+            if self._variant == "foof":
+                dampings.append(A.new_full((), damping[name]))
+            else:
+                of_A, _ = split_damping(A, state["gradient_covariance"], damping[name], "factored")
+                dampings.append(of_A)
+                state["scale"] = of_A / damping[name]
         names = [f"input covariance of layer {name!r}" for name in seen]
-        for name, inverse in zip(seen, damped_inverses(names, list(seen.values()), dampings), strict=True):
-            self._layer_state[name]["input_inverse"] = inverse
+        covariances = [state["input_covariance"] for state in seen.values()]
+        for state, inverse in zip(seen.values(), damped_inverses(names, covariances, dampings), strict=True):
+            state["input_inverse"] = inverse
 
     def _prefers_factors(self, layer: Layer, n_rows: int) -> bool:
         inverting = self._n_updates % self._inverses_every == 0
@@ -152,7 +200,7 @@ class FOOF(LayerwiseOptimizer):
             return False
         if self._groups()[layer.weight]["weight_decay"] != 0 or isinstance(layer, ConvLayer):
             return False  # W would have to be preconditioned too; patches would have to be made
-        return n_rows < layer.d_G
+        return n_rows < layer.d_G and self._variant == "foof"
 
     def _directions(self) -> dict[nn.Parameter, Tensor]:
         """P for the layers, the gradient for the rest."""
@@ -165,8 +213,19 @@ class FOOF(LayerwiseOptimizer):
                 scale = dampings[name] / len(self._gradient_rows[name].inputs)
                 found[name] = g.T @ (inputs @ state["input_inverse"]).mul_(scale)
             elif "input_inverse" in state:
-                found[name] = (self._layers[name].join(gradients) @ state["input_inverse"]).mul_(dampings[name])
+                P = self._layers[name].join(gradients) @ state["input_inverse"]
+                found[name] = P.mul_(self._scale(P, state, dampings[name]))
         return gradients | self._split(found)
+
+    def _scale(self, P: Tensor, state: dict[str, Tensor], damping: float) -> Tensor | float:
+        """What V(A + λ_A·I)⁻¹ is multiplied with."""
+        if self._variant == "foof":
+            return damping
+        if self._variant == "kfac_damping":
+            return state["scale"]
+        norm = torch.linalg.vector_norm(P)
+        ratio = torch.linalg.vector_norm(state["gradient_inverse"] @ P) / norm
+        return torch.where(norm > 0, ratio, torch.ones_like(ratio))
 
 
 ENTRIES = (
@@ -190,6 +249,7 @@ ENTRIES = (
         invalid=(
             ({"lr": -1.0}, "lr must be in [0, inf), got -1.0"),
             ({"damping": 0.0}, "damping must be in (0, inf), got 0.0"),
+            ({"variant": "kfac"}, "variant must be one of foof, kfac_damping, kfac_norm, got 'kfac'"),
             ({"factor_decay": -0.1}, "factor_decay must be in [0, 1], got -0.1"),
             ({"statistics_every": 3, "inverses_every": 10}, "inverses_every must be a multiple of statistics_every"),
             ({"statistics_window": 0}, "statistics_window must be a whole number of at least 1, got 0"),

@@ -56,6 +56,8 @@ class ThesisKFAC(LayerwiseOptimizer):
         ValueError: an invalid hyperparameter.
     """
 
+    distributed = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -132,7 +134,8 @@ class ThesisKFAC(LayerwiseOptimizer):
         return state["step_average"]
 
     def _average_factors(self, alpha: float) -> None:
-        inputs, gradients = self._statistics.input_covariances(), self._statistics.gradient_covariances()
+        inputs = self._mean_over_processes(self._statistics.input_covariances())
+        gradients = self._mean_over_processes(self._statistics.gradient_covariances())
         self._check_gathered()
         self._n_statistics += 1
         self._average("input_covariance", {name: self._normalize(A) for name, A in inputs.items()}, alpha)

@@ -16,6 +16,7 @@ from tests.optim._dense import (
     make_closure,
     make_net,
     relative_error,
+    stored_factors,
 )
 
 EXACT = 1e-10  # relative, float64
@@ -136,3 +137,46 @@ def test_initial_statistics_leave_the_parameters_alone():
     optimizer.step(make_closure(model, *batches[3], "gaussian"))
     assert not torch.equal(layer_matrix(model[0]), start)
     torch.testing.assert_close(stored_inputs(optimizer), covariance(torch.cat([x for x, _ in batches])))
+
+
+def variant_direction(variant, *, damping=0.03, lr=1.0):
+    """(what FOOF took the parameters by, per layer; the layers' gradients; A and G as stored)."""
+    model = make_net(4, 6, 5, 3)
+    x, y = make_batch("categorical", 20, 4, 3)
+    before = {name: layer_matrix(module) for name, module in linear_layers(model).items()}
+    settings = {"lr": lr, "momentum": 0.0, "damping": damping, "fisher": "exact", "likelihood": "categorical"}
+    optimizer = FOOF(model, variant=variant, **settings)
+    optimizer.accumulate(make_closure(model, x, y, "categorical"))
+    optimizer.step()
+    return {
+        name: (before[name] - layer_matrix(module), layer_gradient(module), *stored_factors(optimizer, name))
+        for name, module in linear_layers(model).items()
+    }
+
+
+def damping_of_A(A, G, damping):
+    return damping**0.5 * (A.trace() / len(A) * len(G) / G.trace()) ** 0.5
+
+
+def test_kfacs_damping_is_kfac_without_its_second_factor():
+    for P, V, A, G in variant_direction("kfac_damping").values():
+        of_A = damping_of_A(A, G, 0.03)
+        of_G = 0.03 / of_A
+        inverse = torch.linalg.inv(A + of_A * torch.eye(len(A), dtype=DTYPE))
+        torch.testing.assert_close(P, V @ inverse / of_G, rtol=1e-10, atol=1e-14)
+
+
+def test_kfacs_norm_is_foofs_direction_at_kfacs_length():
+    for P, V, A, G in variant_direction("kfac_norm").values():
+        of_A = damping_of_A(A, G, 0.03)
+        foof = V @ torch.linalg.inv(A + of_A * torch.eye(len(A), dtype=DTYPE))
+        kfac = torch.linalg.inv(G + 0.03 / of_A * torch.eye(len(G), dtype=DTYPE)) @ foof
+        torch.testing.assert_close(P, foof * (kfac.norm() / foof.norm()), rtol=1e-10, atol=1e-14)
+        assert not torch.allclose(P, kfac, rtol=1e-3)
+
+
+@pytest.mark.parametrize("variant", ["kfac_damping", "kfac_norm"])
+def test_a_large_damping_makes_a_variant_a_gradient_step_over_it(variant):
+    """Then A and G are negligible: P → V/λ, K-FAC's limit."""
+    for P, V, _, _ in variant_direction(variant, damping=1e10, lr=1e10).values():
+        assert relative_error(P, V) < 1e-3  # the damping of each factor is its root
