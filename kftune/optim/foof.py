@@ -18,6 +18,7 @@ from kftune.optim._base import (
 )
 from kftune.optim._damping import make_preconditioners, split_damping
 from kftune.optim._factors import debiased_decay_of
+from kftune.optim._flops import foof_floor
 from kftune.optim._layers import ConvLayer, Layer
 from kftune.optim._layerwise import LayerwiseOptimizer
 from kftune.optim._likelihoods import FISHERS, Fisher
@@ -245,6 +246,7 @@ ENTRIES = (
             {"statistics_every": 1, "inverses_every": 10},
         ),
         second_order=True,
+        floor=foof_floor,
         example={"lr": 0.3, "damping": 0.1, "inverses_every": 5},
         invalid=(
             ({"lr": -1.0}, "lr must be in [0, inf), got -1.0"),

@@ -1,7 +1,8 @@
 """The data directory: which datasets there are, where their files belong, and how to fetch them.
 
 Layout: ``<data_dir>/<dataset>/<file>``, e.g. ``<data_dir>/mnist/train-images-idx3-ubyte.gz``. A file may also lie there
-decompressed, without ``.gz``. Checksums are those of the *decompressed* content: mirrors compress anew.
+decompressed, without ``.gz``. Checksums are those of the *decompressed* content: mirrors compress anew. An archive may
+also lie there unpacked; its checksum is its own.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import platformdirs
 
 from kftune.errors import DataMissingError, UnknownNameError, UsageError
-from kftune.problems._idx import content_md5
+from kftune.problems._idx import content_md5, file_md5
 
 _TIMEOUT_SECONDS = 30
 _CHUNK_BYTES = 1 << 16
@@ -25,10 +26,17 @@ _CHUNK_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file: its distributed name, and the MD5 of its decompressed content."""
+    """One file.
+
+    Attributes:
+        name: as it is distributed.
+        md5: of its decompressed content; of the file itself if it is an archive.
+        members: of an archive, the files that are needed, as they lie in it; none for any other file.
+    """
 
     name: str
     md5: str
+    members: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +84,8 @@ def _mnist_like(train_images: str, train_labels: str, test_images: str, test_lab
     )
 
 
+_CIFAR_BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+
 DATASETS = {
     "mnist": Dataset(
         name="mnist",
@@ -106,6 +116,19 @@ DATASETS = {
             "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
             "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
         ),
+    ),
+    "cifar10": Dataset(
+        name="cifar10",
+        summary="60,000 photographs, 32×32 colour pixels, 10 classes (170 MB)",
+        source="Krizhevsky: Learning multiple layers of features from tiny images, 2009; no licence stated",
+        files=(
+            DataFile(
+                "cifar-10-binary.tar.gz",
+                "c32a1d4ab5d03f1284b67883e8d87530",
+                members=tuple(f"cifar-10-batches-bin/{name}.bin" for name in _CIFAR_BATCHES),
+            ),
+        ),
+        urls=("https://www.cs.toronto.edu/~kriz/",),
     ),
 }
 """Every dataset that is read from the data directory, by name."""
@@ -142,12 +165,19 @@ def _status(dataset: Dataset, data_dir: Path) -> DatasetStatus:
         source=dataset.source,
         directory=directory,
         missing=tuple(name for name, path in found.items() if path is None),
-        size_bytes=sum(path.stat().st_size for path in found.values() if path is not None),
+        size_bytes=sum(_size_bytes(path, file) for file, path in zip(dataset.files, found.values(), strict=True)),
     )
 
 
+def _size_bytes(path: Path | None, file: DataFile) -> int:
+    if path is None:
+        return 0
+    parts = [path / member for member in file.members] if path.is_dir() else [path]
+    return sum(part.stat().st_size for part in parts)
+
+
 def locate(dataset: Dataset, data_dir: Path) -> tuple[Path, ...]:
-    """Paths of a dataset's files, in its order.
+    """Paths of a dataset's files, in its order; for an archive that is only there unpacked, the directory it is in.
 
     Raises:
         DataMissingError: some are not there; one line with their names, the directory and the remedy.
@@ -164,6 +194,8 @@ def locate(dataset: Dataset, data_dir: Path) -> tuple[Path, ...]:
 
 
 def _find(directory: Path, file: DataFile) -> Path | None:
+    if file.members and not (directory / file.name).is_file():
+        return directory if all((directory / member).is_file() for member in file.members) else None
     candidates = (directory / file.name, directory / file.name.removesuffix(".gz"))
     return next((path for path in candidates if path.is_file()), None)
 
@@ -206,9 +238,19 @@ def fetch(name: str, data_dir: Path, *, base_url: str | None = None, progress: b
 def _is_intact(directory: Path, file: DataFile) -> bool:
     path = _find(directory, file)
     try:
-        return path is not None and content_md5(path) == file.md5
+        # What was unpacked has no checksum, and may have been changed.
+        return path is not None and path.is_file() and _md5(path, file) == file.md5
     except UsageError:  # corrupt: to be fetched again
         return False
+
+
+def _md5(path: Path, file: DataFile) -> str:
+    """What ``file.md5`` should be.
+
+    Raises:
+        UsageError: the file cannot be read or decompressed.
+    """
+    return file_md5(path) if file.members else content_md5(path)
 
 
 def _download(dataset: Dataset, file: DataFile, urls: tuple[str, ...], target: Path, *, progress: bool) -> None:
@@ -238,10 +280,11 @@ def _try_download(url: str, file: DataFile, target: Path, *, progress: bool) -> 
             reason = " ".join(str(error).split()).partition(" for url")[0]
             return reason if isinstance(error, requests.HTTPError) else f"{type(error).__name__}: {reason}"
     try:
-        md5 = content_md5(target)
+        md5 = _md5(target, file)
     except UsageError:
         return "the file received is not valid gzip"
-    return None if md5 == file.md5 else f"checksum of the content is {md5}, expected {file.md5}"
+    what = "file" if file.members else "content"
+    return None if md5 == file.md5 else f"checksum of the {what} is {md5}, expected {file.md5}"
 
 
 class _Bar:

@@ -30,13 +30,13 @@ def read_idx(path: Path, *, rank: int) -> NDArray[np.uint8]:
     content = read_content(path)
     header = 4 + 4 * rank
     if len(content) < 4 or content[:2] != b"\x00\x00":
-        raise _corrupt(path, "it is not an IDX file (it must start with two zero bytes)")
+        raise corrupt(path, "it is not an IDX file (it must start with two zero bytes)")
     if content[2] != _UNSIGNED_BYTE:
-        raise _corrupt(path, f"its values must be unsigned bytes (type 0x08), got type {content[2]:#04x}")
+        raise corrupt(path, f"its values must be unsigned bytes (type 0x08), got type {content[2]:#04x}")
     if content[3] != rank:
-        raise _corrupt(path, f"it must have {rank} dimensions, got {content[3]}")
+        raise corrupt(path, f"it must have {rank} dimensions, got {content[3]}")
     if len(content) < header:
-        raise _corrupt(path, f"its header must have {header} bytes, the file has {len(content)}")
+        raise corrupt(path, f"its header must have {header} bytes, the file has {len(content)}")
     shape = struct.unpack(f">{rank}I", content[4:header])
     values = np.frombuffer(content, np.uint8, offset=header)
     # Python's integers: a product of corrupt sizes must not wrap around.
@@ -44,7 +44,7 @@ def read_idx(path: Path, *, rank: int) -> NDArray[np.uint8]:
     for size in shape:
         expected *= size
     if len(values) != expected:
-        raise _corrupt(path, f"its header announces {expected} values, it has {len(values)}")
+        raise corrupt(path, f"its header announces {expected} values, it has {len(values)}")
     return values.reshape(shape)
 
 
@@ -54,16 +54,13 @@ def read_content(path: Path) -> bytes:
     Raises:
         UsageError: the file cannot be read or decompressed; names the file.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    raw = _read_bytes(path)
     if not raw.startswith(_GZIP_MAGIC):
         return raw
     try:
         return gzip.decompress(raw)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise _corrupt(path, f"it cannot be decompressed: {error}") from error
+        raise corrupt(path, f"it cannot be decompressed: {error}") from error
 
 
 def content_md5(path: Path) -> str:
@@ -75,5 +72,22 @@ def content_md5(path: Path) -> str:
     return hashlib.md5(read_content(path), usedforsecurity=False).hexdigest()
 
 
-def _corrupt(path: Path, why: str) -> UsageError:
+def file_md5(path: Path) -> str:
+    """MD5 of a file as it is.
+
+    Raises:
+        UsageError: the file cannot be read; names the file.
+    """
+    return hashlib.md5(_read_bytes(path), usedforsecurity=False).hexdigest()
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def corrupt(path: Path, why: str) -> UsageError:
+    """The error for a file that is not what it should be, with the remedy."""
     return UsageError(f"{path} is corrupt: {why}; delete it and fetch it again with `kftune data fetch`")

@@ -49,6 +49,17 @@ def check_bool(name: str, value: Any) -> bool:
     return value
 
 
+def check_count(name: str, value: Any) -> int:
+    """``value`` if it is a whole number of at least 1.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return value
+
+
 def to_device(
     images: Any, labels: Any, *, device: torch.device, dtype: torch.dtype, scale: int
 ) -> tuple[Tensor, Tensor]:

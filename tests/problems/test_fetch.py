@@ -124,6 +124,33 @@ def test_decompressed_file_counts_as_there(server: Server, tmp_path: Path) -> No
     assert fetch("toy", tmp_path, base_url=server.url) == (tmp_path / "toy" / "b.gz",)
 
 
+def test_an_archive_has_a_checksum_of_its_own_and_what_is_unpacked_is_not_trusted(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = gzip.compress(b"not a real archive")
+    file = data.DataFile("a.tar.gz", hashlib.md5(packed).hexdigest(), members=("a/1.bin", "a/2.bin"))
+    monkeypatch.setitem(DATASETS, "toy", Dataset(**(vars(DATASETS["toy"]) | {"files": (file,)})))
+    for member in file.members:
+        (tmp_path / "toy" / member).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "toy" / member).write_bytes(b"anything")
+    status = {each.name: each for each in list_datasets(tmp_path)}["toy"]
+    assert (status.present, status.size_bytes) == (True, 16)
+    assert data.locate(DATASETS["toy"], tmp_path) == (tmp_path / "toy",)
+
+    server.files["a.tar.gz"] = gzip.compress(b"not a real archive", compresslevel=1, mtime=12345)
+    with pytest.raises(DataMissingError, match=r"checksum of the file is [0-9a-f]{32}, expected"):
+        fetch("toy", tmp_path, base_url=server.url)
+    server.files["a.tar.gz"] = packed
+    assert fetch("toy", tmp_path, base_url=server.url) == (tmp_path / "toy" / "a.tar.gz",)
+    assert data.locate(DATASETS["toy"], tmp_path) == (tmp_path / "toy" / "a.tar.gz",)
+    assert fetch("toy", tmp_path, base_url=server.url) == ()
+
+    (tmp_path / "toy" / "a.tar.gz").unlink()
+    (tmp_path / "toy" / "a" / "2.bin").unlink()
+    with pytest.raises(DataMissingError, match=r"toy: a.tar.gz not found in"):
+        data.locate(DATASETS["toy"], tmp_path)
+
+
 def cut_short(handler: BaseHTTPRequestHandler) -> None:
     """Announce more than is sent."""
     handler.send_response(200)
@@ -242,7 +269,7 @@ def test_listing(server: Server, tmp_path: Path) -> None:
         return {status.name: status for status in list_datasets(tmp_path)}
 
     before = by_name()
-    assert before.keys() == {"mnist", "fashion_mnist", "toy"}
+    assert before.keys() == {"mnist", "fashion_mnist", "cifar10", "toy"}
     assert not before["toy"].present
     assert before["toy"].missing == ("a.gz", "b.gz")
     fetch("toy", tmp_path, base_url=server.url)
