@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
+from kftune._targets import is_target, load_target
 from kftune.errors import UnknownNameError
 
 
@@ -25,18 +26,23 @@ class Registry(Generic[T]):
     """Plug-ins of one kind, found on first use.
 
     Every module of ``package`` whose name has no leading underscore may hold ``ENTRIES``, a tuple of plug-ins.
-    Entry points of ``group`` name further single plug-ins of other packages.
+    Entry points of ``group`` name further single plug-ins of other packages. :meth:`get` also takes a target
+    (``package.module:attribute``), which belongs to no registry.
 
     Args:
         kind: singular noun for messages, e.g. ``"optimizer"``.
         package: dotted name of the package to scan.
         group: entry-point group.
+        from_target: (target, the object it names) → a plug-in; None for a kind without targets.
     """
 
-    def __init__(self, kind: str, package: str, group: str) -> None:
+    def __init__(
+        self, kind: str, package: str, group: str, *, from_target: Callable[[str, object], T] | None = None
+    ) -> None:
         self._kind = kind
         self._package = package
         self._group = group
+        self._from_target = from_target
         self._entries: dict[str, T] | None = None
 
     def _load(self) -> dict[str, T]:
@@ -65,11 +71,15 @@ class Registry(Generic[T]):
         return tuple(sorted(self._load()))
 
     def get(self, name: str) -> T:
-        """The plug-in called ``name``.
+        """The plug-in called ``name``, or made from a target.
 
         Raises:
             UnknownNameError: if there is none; it names the nearest.
+            UsageError: the target is not there, or cannot be used.
+            UserCodeError: the target's module cannot be imported.
         """
+        if self._from_target is not None and is_target(name):
+            return self._from_target(name, load_target(name))
         entries = self._load()
         if name not in entries:
             raise UnknownNameError(self._kind, name, entries)

@@ -11,6 +11,7 @@
     │   │   └── NewerDatabaseError it was written by a later kftune
     │   ├── StudyChangedError      same name, different configuration; carries the differences
     │   └── StudyLockedError       another process is running this study now
+    ├── UserCodeError              code that a study file names failed; holds its traceback, exit code 1
     ├── DivergenceError            a loss or gradient is not finite (the parameters are untouched)
     └── CurvatureError             a factor cannot be inverted or decomposed; names the layer
 """
@@ -32,6 +33,7 @@ __all__ = [
     "StudyLockedError",
     "UnknownNameError",
     "UsageError",
+    "UserCodeError",
 ]
 
 
@@ -106,6 +108,10 @@ class StudyChangedError(UsageError):
 
 class StudyLockedError(UsageError):
     """Another process is running studies in this database now."""
+
+
+class UserCodeError(KftuneError):
+    """Code of the user's own, which a study file names, raised something. The message begins with their traceback."""
 
 
 class DivergenceError(KftuneError):

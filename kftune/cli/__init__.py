@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from kftune.errors import UsageError
+from kftune.errors import UsageError, UserCodeError
 
 __all__ = ["main"]
 
+_EXIT_FAILED = 1
 _EXIT_USAGE = 2
 
 
@@ -27,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         _complain(str(error))
         return _EXIT_USAGE
+    except UserCodeError as error:
+        print(error, file=sys.stderr)  # a traceback, as of any program of theirs
+        return _EXIT_FAILED
     except typer.TyperException as error:
         _complain(error.format_message())
         return error.exit_code

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import kftune
-from kftune.cli import best, dashboard, data, describe, init, listing, resume, run, status, validate
+from kftune.cli import best, dashboard, data, describe, init, listing, profile, resume, run, status, validate
 
 __all__ = ["app"]
 
@@ -43,6 +43,7 @@ app.command("resume")(resume.resume)
 app.command("status")(status.status)
 app.command("best")(best.best)
 app.command("dashboard")(dashboard.dashboard)
+app.command("profile")(profile.profile)
 app.command("list")(listing.list_)
 app.command("describe")(describe.describe)
 app.add_typer(data.app, name="data")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from kftune._targets import is_target
 from kftune.cli._output import counted, print_table, say
 from kftune.dashboard.formatting import duration
 
@@ -26,6 +27,8 @@ def summary(config: StudyConfig, plans: Sequence[StudyPlan]) -> dict[str, Any]:
                 "study": plan.study,
                 "problem": plan.problem,
                 "optimizer": plan.optimizer,
+                "problem_name": plan.problem_name,
+                "optimizer_name": plan.optimizer_name,
                 "dimensions": [d.sampled_name(name) for name, d in plan.space.dimensions.items()],
                 "fixed": dict(plan.space.fixed),
             }
@@ -54,6 +57,8 @@ def print_summary(config: StudyConfig, plans: Sequence[StudyPlan]) -> None:
         ],
         wrap=("searched", "fixed"),
     )
+    for name, target in _targets(found["studies"]).items():
+        say(f"{name} is {target}", whole=True)
     budget = f"{config.budget.updates} updates" if config.budget.seconds is None else duration(config.budget.seconds)
     say(
         f"\n{counted(config.trials, 'trial')} of each × {counted(config.repeats, 'run')} × {budget}, "
@@ -65,3 +70,13 @@ def print_summary(config: StudyConfig, plans: Sequence[StudyPlan]) -> None:
         + (f", {duration(total)} of training (evaluation and start-up come on top)" if total is not None else "")
     )
     say(f"database: {found['storage']}", whole=True)
+
+
+def _targets(studies: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Label → target, of what no registry knows."""
+    return {
+        study[kind]: study[f"{kind}_name"]
+        for kind in ("problem", "optimizer")
+        for study in studies
+        if is_target(study[f"{kind}_name"])
+    }

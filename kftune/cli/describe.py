@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,22 +23,31 @@ if TYPE_CHECKING:
 
 __all__ = ["describe"]
 
-_BATCH_SIZE_MEANINGS = {
+_LOOP_MEANINGS = {
     "batch_size": "examples in one forward pass",
     "effective_batch_size": "examples behind one update; batch_size by default",
+    "full_batch_at": "the update at which a growing batch reaches the training set; a constant batch by default",
 }
 
 
 def describe(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of an optimizer, a problem or a sampler.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="Of an optimizer, a problem or a sampler; or package.module:attribute of your own."
+        ),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Show an optimizer's parameters and search space, a problem's data, or a sampler's options."""
+    from kftune._targets import is_target
     from kftune.optim import OPTIMIZERS
     from kftune.problems import PROBLEMS
     from kftune.study.samplers import SAMPLERS
 
-    if name in OPTIMIZERS:
+    if is_target(name):
+        described = _target(name)
+    elif name in OPTIMIZERS:
         described = _optimizer(OPTIMIZERS.get(name))
     elif name in PROBLEMS:
         described = _problem(PROBLEMS.get(name))
@@ -52,10 +62,28 @@ def describe(
         _PRINTERS[described["kind"]](described)
 
 
+def _target(target: str) -> dict[str, Any]:
+    """An optimizer or a problem of the user's own, from the current directory or an installed module."""
+    from kftune._targets import importable_from, load_target
+    from kftune.optim import OPTIMIZERS
+    from kftune.problems import PROBLEMS, is_problem
+
+    with importable_from(Path.cwd()):
+        if is_problem(load_target(target)):
+            return _problem(PROBLEMS.get(target))
+        return _optimizer(OPTIMIZERS.get(target))
+
+
 def _optimizer(entry: OptimizerEntry) -> dict[str, Any]:
+    from kftune.optim import TargetEntry
     from kftune.study.config import hyperparameters
 
-    meanings = _arguments(inspect.getdoc(entry.cls) or "") | _BATCH_SIZE_MEANINGS
+    target = entry if isinstance(entry, TargetEntry) else None
+    meanings = _arguments(inspect.getdoc(entry.cls) or "") | _LOOP_MEANINGS
+    joined = target.joined if target is not None else {}
+    meanings |= {
+        part: f"{name}[{i}]: {meanings.get(name, '')}" for name, parts in joined.items() for i, part in enumerate(parts)
+    }
     parameters = [
         {
             "name": parameter.name,
@@ -74,7 +102,7 @@ def _optimizer(entry: OptimizerEntry) -> dict[str, Any]:
         "second_order": entry.second_order,
         "parameters": parameters,
         "space": entry.space.to_dict(),
-        "example": f'{class_name}(model{arguments}, likelihood="categorical")',
+        "example": None if target else f'{class_name}(model{arguments}, likelihood="categorical")',
     }
 
 
@@ -106,13 +134,17 @@ def _print_optimizer(described: dict[str, Any]) -> None:
     from kftune.space import from_dict
 
     say(f"{described['name']}: {described['summary']}", bold=True)
-    say(f"paper: {described['paper']}")
+    if described["paper"]:
+        say(f"paper: {described['paper']}")
     say("\nparameters", bold=True)
     print_table(
         ("name", "default", "meaning"),
         [(p["name"], number(p["default"]), p["meaning"]) for p in described["parameters"]],
         wrap=("default", "meaning"),
     )
+    if described["example"] is None:
+        say("\nno search space of its own: a study file gives it one")
+        return
     space = from_dict(described["space"])
     say("\nsearch space", bold=True)
     rows = [_dimension_cells(name, dimension) for name, dimension in space.dimensions.items()]
@@ -140,7 +172,8 @@ def _dimension_cells(name: str, dimension: Dimension) -> tuple[str, ...]:
 
 def _print_problem(described: dict[str, Any]) -> None:
     say(f"{described['name']}: {described['summary']}", bold=True)
-    say(f"source: {described['source']}")
+    if described["source"]:
+        say(f"source: {described['source']}")
     say(f"examples: {described['n_train']} for training, {described['n_test']} for testing")
     dataset = described["dataset"]
     say(f"data: `kftune data fetch {dataset}`" if dataset else "data: come with an installed package")
@@ -170,7 +203,7 @@ def _arguments(docstring: str) -> dict[str, str]:
     found: dict[str, str] = {}
     name = ""
     for line in textwrap.dedent(match[1]).splitlines():
-        begins = re.match(r"(\w+): (.*)", line)
+        begins = re.match(r"(\w+)(?: \(.*?\) ?)?: (.*)", line)
         if begins:
             name = begins[1]
             found[name] = begins[2]

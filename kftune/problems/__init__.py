@@ -3,8 +3,9 @@
 from kftune._registry import Registry
 from kftune.problems._base import Problem, ProblemEntry, ProblemLoader, Split
 from kftune.problems._data import DATASETS, Dataset, DatasetStatus, default_data_dir, fetch, list_datasets
+from kftune.problems._target import is_problem, problem_from
 
-PROBLEMS: Registry[ProblemEntry] = Registry("problem", "kftune.problems", "kftune.problems")
+PROBLEMS: Registry[ProblemEntry] = Registry("problem", "kftune.problems", "kftune.problems", from_target=problem_from)
 """Every problem, by its name in a study file."""
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "Split",
     "default_data_dir",
     "fetch",
+    "is_problem",
     "list_datasets",
 ]

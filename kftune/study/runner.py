@@ -17,6 +17,7 @@ from typing import Literal
 import optuna
 
 import kftune
+from kftune._targets import importable_from
 from kftune.errors import StorageError
 from kftune.problems import PROBLEMS
 from kftune.problems._data import get_dataset, locate
@@ -70,10 +71,11 @@ def preflight(config: StudyConfig, *, data_dir: Path) -> None:
     Raises:
         DataMissingError: a problem's files are missing.
     """
-    for plan in config.plans():
-        entry = PROBLEMS.get(plan.problem_name)
-        if entry.dataset is not None:
-            locate(get_dataset(entry.dataset), data_dir)
+    with importable_from(config.module_dir):
+        for plan in config.plans():
+            entry = PROBLEMS.get(plan.problem_name)
+            if entry.dataset is not None:
+                locate(get_dataset(entry.dataset), data_dir)
 
 
 def run_studies(
@@ -195,6 +197,7 @@ class _Session:
         packages = ("torch", "optuna", "GPyOpt", "GPy", "numpy", "scipy")
         versions = {"kftune": kftune.__version__, "python": platform.python_version()}
         versions |= {name: importlib.metadata.version(name) for name in packages}
+        versions |= self.config.code_versions()
         return SessionRecord(
             id=None,
             file_name=self.config.name,
@@ -283,6 +286,7 @@ class _Session:
             dtype=config.dtype,
             threads=self.threads,
             data_dir=str(self.data_dir),
+            module_dir=config.module_dir or "",
             n_evaluations=config.evaluation.points,
             train_examples=config.evaluation.train_examples,
         )

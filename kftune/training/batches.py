@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 
 import torch
 from torch import Tensor
@@ -33,18 +33,31 @@ class ShuffledIndices:
 
 
 class BatchSizes:
-    """How one update's examples are cut into micro-batches.
+    """How an update's examples are cut into micro-batches.
+
+    With ``full_batch_at`` = k₁ the effective batch grows from its first size m₁ to the training set S:
+    m_k = min(m₁·exp((k − 1)/b), |S|) in the k-th update, b such that m_k₁ = |S| (Martens, Grosse 2015, section 13,
+    where k₁ = 500). The micro-batches grow with it unless ``batch_size`` and ``effective_batch_size`` are both given.
 
     Args:
         batch_size: examples in one forward pass; defaults to ``effective_batch_size``.
         effective_batch_size: examples behind one update; defaults to ``batch_size``.
+        full_batch_at: the update that uses the entire training set for the first time; None for a constant size.
         n_train: size of the training set.
 
     Raises:
-        ValueError: if neither is given, one is below 1, or more examples are asked for than there are.
+        ValueError: if neither size is given, one is below 1, more examples are asked for than there are, or
+            ``full_batch_at`` is below 2.
     """
 
-    def __init__(self, *, batch_size: int | None, effective_batch_size: int | None, n_train: int) -> None:
+    def __init__(
+        self,
+        *,
+        batch_size: int | None = None,
+        effective_batch_size: int | None = None,
+        full_batch_at: int | None = None,
+        n_train: int,
+    ) -> None:
         effective = effective_batch_size if effective_batch_size is not None else batch_size
         if effective is None:
             raise ValueError("batch_size or effective_batch_size must be given")
@@ -52,12 +65,23 @@ class BatchSizes:
         for name, value in (("batch_size", micro), ("effective_batch_size", effective)):
             if not 1 <= value <= n_train:
                 raise ValueError(f"{name} must be between 1 and the {n_train} training examples, got {value}")
-        self.effective = effective
+        if full_batch_at is not None and full_batch_at < 2:
+            raise ValueError(f"full_batch_at must be at least 2 (updates), got {full_batch_at}")
         self.micro = min(micro, effective)
+        self._first, self._n_train = effective, n_train
+        self._full_batch_at = full_batch_at
+        self._fixed_micro = batch_size is not None and effective_batch_size is not None
 
-    def __iter__(self) -> Iterator[int]:
-        """Sizes of one update's micro-batches; the last may be smaller."""
-        full, rest = divmod(self.effective, self.micro)
-        yield from [self.micro] * full
-        if rest:
-            yield rest
+    def effective(self, n_updates: int) -> int:
+        """Examples behind the update that follows ``n_updates`` others."""
+        if self._full_batch_at is None:
+            return self._first
+        share = min(n_updates / (self._full_batch_at - 1), 1.0)
+        return round(self._first * math.exp(share * math.log(self._n_train / self._first)))
+
+    def of_update(self, n_updates: int) -> list[int]:
+        """Micro-batches of the update that follows ``n_updates`` others; the last may be smaller."""
+        effective = self.effective(n_updates)
+        micro = effective if self._full_batch_at is not None and not self._fixed_micro else self.micro
+        full, rest = divmod(effective, micro)
+        return [micro] * full + ([rest] if rest else [])

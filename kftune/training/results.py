@@ -9,10 +9,13 @@ from typing import Any
 
 from kftune.space import Value
 
-__all__ = ["PHASES", "CurvePoint", "Outcome", "RunResult", "RunSpec"]
+__all__ = ["LOOP_PARAMETERS", "PHASES", "CurvePoint", "Outcome", "RunResult", "RunSpec"]
 
 PHASES = ("data", "forward_backward", "statistics", "inversion", "preconditioning", "update", "other")
 """Parts of the training clock; they add up to ``train_seconds``."""
+
+LOOP_PARAMETERS = ("batch_size", "effective_batch_size", "full_batch_at")
+"""Hyperparameters of the training loop, not of the optimizer; see :class:`kftune.training.batches.BatchSizes`."""
 
 
 class Outcome(StrEnum):
@@ -31,9 +34,9 @@ class RunSpec:
     """All that a worker needs to train one run.
 
     Attributes:
-        problem: registry name.
+        problem: registry name, or a target (``package.module:attribute``).
         problem_args: the problem's own arguments.
-        optimizer: registry name.
+        optimizer: registry name, or a target.
         params: resolved hyperparameters, ``batch_size`` and ``effective_batch_size`` included if they are set.
         budget_seconds: train seconds; exactly one of this and ``budget_updates`` is given.
         budget_updates: parameter updates.
@@ -42,6 +45,7 @@ class RunSpec:
         dtype: ``"float32"`` or ``"float64"``.
         threads: torch threads of the worker.
         data_dir: where dataset files are.
+        module_dir: where modules of targets are looked for besides the installed ones; nowhere if empty.
         n_evaluations: points on the curve after the one at update 0.
         train_examples: size of the fixed training subset on which the train loss is measured.
     """
@@ -57,6 +61,7 @@ class RunSpec:
     dtype: str = "float32"
     threads: int = 1
     data_dir: str = ""
+    module_dir: str = ""
     n_evaluations: int = 20
     train_examples: int = 2000
 

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kftune._targets import importable_from
 from kftune.errors import CurvatureError, DivergenceError
 from kftune.optim import OPTIMIZERS, ModelOptimizer
 from kftune.problems import PROBLEMS, Problem, Split
 from kftune.training._host import device_name, peak_memory_bytes, reset_peak_memory
 from kftune.training.batches import BatchSizes, ShuffledIndices
 from kftune.training.clock import Clock
-from kftune.training.results import CurvePoint, Outcome, RunResult, RunSpec
+from kftune.training.results import LOOP_PARAMETERS, CurvePoint, Outcome, RunResult, RunSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,9 +47,10 @@ def train(spec: RunSpec, on_point: Callable[[CurvePoint], None] = lambda point: 
     """
     training = Training(spec, on_point)
     try:
-        training.set_up()
-        training.warm_up()
-        training.run()
+        with importable_from(spec.module_dir):
+            training.set_up()
+            training.warm_up()
+            training.run()
     except (DivergenceError, CurvatureError) as error:
         return training.result(Outcome.DIVERGED, str(error))
     except Exception as error:  # noqa: BLE001 - anything a user's model raises becomes the run's recorded outcome
@@ -93,7 +95,7 @@ class Training:
             torch.manual_seed(self._seeds["init"])
             self.model = self.problem.make_model().to(device=self.device, dtype=dtype)
             params = dict(spec.params)
-            sizes = {name: _optional_int(params.pop(name, None)) for name in ("batch_size", "effective_batch_size")}
+            sizes = {name: _optional_int(params.pop(name, None)) for name in LOOP_PARAMETERS}
             self.batch_sizes = BatchSizes(**sizes, n_train=len(self.problem.train))
             self.optimizer = self._build_optimizer(self.model, params)
             self.indices = ShuffledIndices(len(self.problem.train), seed=self._seeds["order"], device=self.device)
@@ -171,13 +173,16 @@ class Training:
 
     def _step(self) -> None:
         """One update, under the clock."""
-        for size in self.batch_sizes:
-            with self.clock.phase("data"):
-                closure = self._closure(self.model, self.indices.take(size))
-            self.optimizer.accumulate(closure)
-        self.optimizer.step()
+        *others, last = self.batch_sizes.of_update(self.updates)
+        for size in others:
+            self.optimizer.accumulate(self._next_closure(size))
+        self.optimizer.step(self._next_closure(last))
+        self.examples += self.batch_sizes.effective(self.updates)
         self.updates += 1
-        self.examples += self.batch_sizes.effective
+
+    def _next_closure(self, size: int) -> Callable[[], tuple[Tensor, Tensor]]:
+        with self.clock.phase("data"):
+            return self._closure(self.model, self.indices.take(size))
 
     def _closure(self, model: nn.Module, indices: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
         inputs = self.problem.train.inputs.index_select(0, indices)
@@ -198,8 +203,9 @@ class Training:
         """
         with self._outside_the_clock("evaluation"):
             self.model.eval()
-            train_loss, _ = self._measure(self._train_subset)
-            test_loss, accuracy = self._measure(self.problem.test)
+            with self.optimizer.evaluation_parameters():
+                train_loss, _ = self._measure(self._train_subset)
+                test_loss, accuracy = self._measure(self.problem.test)
             self.model.train()
             point = CurvePoint(
                 train_seconds=self.clock.seconds(),

@@ -134,7 +134,8 @@ def test_validate_says_how_long_it_will_take(kftune: Command, study_file: Path) 
 def test_describe_shows_parameters_with_defaults_and_meanings(kftune: Command) -> None:
     described = json.loads(kftune("describe", "sgd", "--json").out)
     parameters = {parameter["name"]: parameter for parameter in described["parameters"]}
-    assert list(parameters) == ["lr", "momentum", "nesterov", "weight_decay", "batch_size", "effective_batch_size"]
+    loop = ["batch_size", "effective_batch_size", "full_batch_at"]
+    assert list(parameters) == ["lr", "momentum", "nesterov", "weight_decay", *loop]
     assert parameters["momentum"]["default"] == 0.9
     assert parameters["momentum"]["meaning"] == "μ, in [0, 1)."
     text = kftune("describe", "kfac").out

@@ -8,7 +8,7 @@ from kftune.optim import OPTIMIZERS
 from tests.optim._dense import make_batch, make_closure, make_net
 
 ENTRIES = list(OPTIMIZERS)
-LOOP_PARAMETERS = {"batch_size", "effective_batch_size"}
+LOOP_PARAMETERS = {"batch_size", "effective_batch_size", "full_batch_at"}
 
 every = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 

@@ -249,7 +249,7 @@ def test_clipping_reaches_fixed_values_and_choices_of_the_own_space() -> None:
     assert space == Space({"batch_size": Categorical(choices=(64,))}, {"effective_batch_size": N_TRAIN})
 
 
-def test_hyperparameters_are_the_constructors_and_the_batch_sizes() -> None:
+def test_hyperparameters_are_the_constructors_and_the_training_loops() -> None:
     names = [
         "lr",
         "damping",
@@ -261,6 +261,7 @@ def test_hyperparameters_are_the_constructors_and_the_batch_sizes() -> None:
         "centred",
         "batch_size",
         "effective_batch_size",
+        "full_batch_at",
     ]
     found = hyperparameters(ENTRY)
     assert list(found) == names

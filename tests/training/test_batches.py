@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -33,8 +35,8 @@ def test_a_batch_larger_than_the_data_spans_permutations() -> None:
 )
 def test_micro_batches(batch_size: int | None, effective: int | None, expected: list[int]) -> None:
     sizes = BatchSizes(batch_size=batch_size, effective_batch_size=effective, n_train=1000)
-    assert list(sizes) == expected
-    assert sizes.effective == sum(expected)
+    assert sizes.of_update(0) == sizes.of_update(1000) == expected
+    assert sizes.effective(7) == sum(expected)
 
 
 @pytest.mark.parametrize(
@@ -49,3 +51,24 @@ def test_micro_batches(batch_size: int | None, effective: int | None, expected: 
 def test_impossible_sizes(batch_size: int | None, effective: int | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BatchSizes(batch_size=batch_size, effective_batch_size=effective, n_train=50)
+
+
+def test_a_growing_batch_reaches_the_training_set_when_it_should() -> None:
+    sizes = BatchSizes(batch_size=1000, full_batch_at=500, n_train=60_000)
+    grown = [sizes.effective(k) for k in range(600)]
+    assert grown[0] == 1000
+    assert grown[498] < grown[499] == 60_000 == grown[599]
+    ratios = [b / a for a, b in itertools.pairwise(grown[:500])]
+    assert max(ratios) - min(ratios) < 2e-3  # by the same factor every time, to rounding
+    assert sizes.of_update(250) == [grown[250]]
+
+
+def test_a_growing_effective_batch_keeps_its_micro_batches() -> None:
+    sizes = BatchSizes(batch_size=100, effective_batch_size=200, full_batch_at=3, n_train=3200)
+    assert [sizes.of_update(k) for k in (0, 1)] == [[100] * 2, [100] * 8]
+    assert sizes.of_update(2) == sizes.of_update(3) == [100] * 32
+
+
+def test_a_batch_cannot_be_full_at_once() -> None:
+    with pytest.raises(ValueError, match="full_batch_at must be at least 2"):
+        BatchSizes(batch_size=10, full_batch_at=1, n_train=50)

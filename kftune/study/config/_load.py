@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from kftune._targets import is_target
 from kftune.errors import ConfigError
 from kftune.study.config._flaws import Flaws, Location
 from kftune.study.config._models import StudyConfig
@@ -37,8 +38,9 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> StudyConfig:
 
     Raises:
         ConfigError: all that is wrong, a line each.
+        UserCodeError: a target's own code failed.
     """
-    return config_from_dict(read_mapping(Path(path)), str(path), overrides)
+    return config_from_dict(read_mapping(Path(path)), str(path), overrides, directory=Path(path).parent)
 
 
 def parse_config(text: str, source: str) -> StudyConfig:
@@ -54,18 +56,23 @@ def parse_config(text: str, source: str) -> StudyConfig:
     return config_from_dict(parse_mapping(text, source), source)
 
 
-def config_from_dict(data: Mapping[str, Any], source: str, overrides: Iterable[str] = ()) -> StudyConfig:
+def config_from_dict(
+    data: Mapping[str, Any], source: str, overrides: Iterable[str] = (), *, directory: Path | None = None
+) -> StudyConfig:
     """Check plain data, e.g. what :meth:`StudyConfig.to_dict` made.
 
     Args:
         data: the mapping of a study file.
         source: where it comes from, for messages.
         overrides: ``key.path=value`` each, applied in order before anything is checked.
+        directory: of the study file, where modules of targets are looked for unless it says where; None for none.
 
     Raises:
         ConfigError: all that is wrong, a line each.
+        UserCodeError: a target's own code failed.
     """
     data, locations = apply_overrides(dict(data), overrides)
+    data = _with_module_dir(data, directory)
 
     def source_of(location: Location) -> str:
         # A flaw of what was set, or of a mapping in which something was set.
@@ -82,6 +89,23 @@ def config_from_dict(data: Mapping[str, Any], source: str, overrides: Iterable[s
     _, flaws = make_plans(config)
     flaws.raise_if_any(source_of)
     return config
+
+
+def _with_module_dir(data: dict[str, Any], directory: Path | None) -> dict[str, Any]:
+    """``module_dir`` made absolute, or the study file's directory if targets need one."""
+    given = data.get("module_dir")
+    if isinstance(given, str):
+        return {**data, "module_dir": str(((directory or Path()) / Path(given).expanduser()).resolve())}
+    if given is None and directory is not None and _has_targets(data):
+        return {**data, "module_dir": str(directory.resolve())}
+    return data
+
+
+def _has_targets(data: Mapping[str, Any]) -> bool:
+    lists = [data.get("problems"), data.get("optimizers")]
+    items = [item for found in lists if isinstance(found, list | tuple) for item in found]
+    named = [item.get("target") if isinstance(item, dict) else item for item in items]
+    return any(isinstance(name, str) and is_target(name) for name in named)
 
 
 def locate_study(path: Path | str) -> StudyLocation:

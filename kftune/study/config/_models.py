@@ -7,8 +7,18 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from kftune._targets import check_target, code_version, is_target
 from kftune.errors import suggestion
 from kftune.study.config._flaws import show
 from kftune.study.config._storage import storage_url, without_password
@@ -93,10 +103,22 @@ def _devices(value: Any) -> Any:
     return tuple(names)
 
 
+def _values(value: Any) -> Any:
+    """One value; or several, for an argument that is a tuple (only targets have these)."""
+    return tuple(_scalar(item) for item in value) if isinstance(value, list | tuple) and value else _scalar(value)
+
+
+def _target(value: Any) -> Any:
+    if not isinstance(value, str):
+        raise ValueError(f"must be text such as package.module:Class, got {show(value)}")
+    check_target(value)
+    return value
+
+
 def _named(value: Any, kind: str) -> Any:
-    """A bare name stands for ``{name: …}``."""
+    """A bare name stands for ``{name: …}``, one with a colon for ``{target: …}``."""
     if isinstance(value, str):
-        return {"name": value}
+        return {"target" if is_target(value) else "name": value}
     if not isinstance(value, Mapping):
         raise ValueError(f"must be {kind} or a mapping with its name, got {show(value)}")
     return value
@@ -106,6 +128,8 @@ Number: TypeAlias = Annotated[float, BeforeValidator(_number)]
 Whole: TypeAlias = Annotated[int, BeforeValidator(_whole)]
 Name: TypeAlias = Annotated[str, BeforeValidator(_name)]
 Scalar: TypeAlias = Annotated[Any, BeforeValidator(_scalar)]
+Values: TypeAlias = Annotated[Any, BeforeValidator(_values)]
+Target: TypeAlias = Annotated[str, BeforeValidator(_target)]
 Devices: TypeAlias = Annotated[Literal["auto"] | tuple[str, ...], BeforeValidator(_devices)]
 
 
@@ -138,10 +162,27 @@ class EvaluationConfig(_Strict):
     train_examples: Annotated[Whole, Field(ge=1)] = 2000
 
 
-class ProblemConfig(_Strict):
-    """A problem of the registry, by name; ``label`` tells two of the same name apart."""
+class _Item(_Strict):
+    """A plug-in: of the registry by ``name``, or anyone's by ``target``, which ``name`` only calls something."""
 
-    name: str
+    target: Target | None = None
+    name: str | None = None
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _names_the_target(cls, value: Any, info: ValidationInfo) -> Any:
+        # A registry's name is looked up, this one becomes part of studies' names as a label does.
+        return value if value is None or info.data.get("target") is None else _name(value)
+
+    @property
+    def key(self) -> str:
+        """What the registry is asked for."""
+        return self.target or self.name or ""
+
+
+class ProblemConfig(_Item):
+    """A problem; ``label`` tells two of the same name apart."""
+
     label: Name | None = None
     args: dict[str, Any] = Field(default_factory=dict)
 
@@ -201,13 +242,12 @@ class DimensionConfig(_Strict):
         return {name: value for name, value in values.items() if name in self.given()}
 
 
-class OptimizerConfig(_Strict):
-    """An optimizer of the registry, by name; ``label`` lets it stand twice with other ``space`` or ``fixed`` values."""
+class OptimizerConfig(_Item):
+    """An optimizer; ``label`` lets it stand twice with other ``space`` or ``fixed`` values."""
 
-    name: str
     label: Name | None = None
     space: dict[str, DimensionConfig] = Field(default_factory=dict)
-    fixed: dict[str, Scalar] = Field(default_factory=dict)
+    fixed: dict[str, Values] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -255,6 +295,8 @@ class StudyConfig(_Strict):
         dtype: of data and parameters.
         evaluation: how runs are measured.
         run_timeout: wall seconds after which a run is stopped; None for no limit of the study's own.
+        module_dir: where the modules of targets are looked for before the installed ones; by default the study file's
+            own directory if it has targets.
     """
 
     name: Name
@@ -273,6 +315,7 @@ class StudyConfig(_Strict):
     dtype: Literal["float32", "float64"] = "float32"
     evaluation: EvaluationConfig = EvaluationConfig()
     run_timeout: Annotated[Number, Field(gt=0)] | None = None
+    module_dir: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -292,6 +335,12 @@ class StudyConfig(_Strict):
         plans, flaws = make_plans(self)
         flaws.raise_if_any()
         return plans
+
+    def code_versions(self) -> dict[str, str]:
+        """Target → hash of its module's file, for the targets whose modules are in ``module_dir``."""
+        targets = [item.target for item in (*self.problems, *self.optimizers) if item.target is not None]
+        versions = {target: code_version(target, self.module_dir) for target in targets}
+        return {target: version for target, version in versions.items() if version is not None}
 
     def threads_per_worker(self, devices: Sequence[str]) -> int:
         """CPU threads of each worker when one runs per item of ``devices``."""

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from kftune._targets import is_target, target_name
 from kftune.errors import ConfigError
 from kftune.study.config._flaws import Location, show, unknown
 from kftune.study.config._yaml import parse_value
@@ -14,7 +15,7 @@ from kftune.study.config._yaml import parse_value
 __all__ = ["apply_overrides"]
 
 _SEGMENT = re.compile(r"(?P<name>[^.\[\]]+)?(?P<indices>(?:\[\d+\])*)")
-_SHORT_FORMS = ("problems", "optimizers", "sampler")  # where a bare name stands for {name: …}
+_SHORT_FORMS = ("problems", "optimizers", "sampler")  # where a bare name stands for {name: …} or {target: …}
 
 
 def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> tuple[dict[str, Any], list[Location]]:
@@ -64,7 +65,7 @@ def _set(data: dict[str, Any], segments: list[str], value: Any) -> Location:
         if isinstance(here, dict) and here.get(key) is None:
             here[key] = {}
         if isinstance(here[key], str) and location[0] in _SHORT_FORMS and len(location) <= 2:
-            here[key] = {"name": here[key]}
+            here[key] = {"target" if is_target(here[key]) else "name": here[key]}
         here = here[key]
     key = _key(here, segments[-1], location)
     here[key] = value
@@ -89,5 +90,8 @@ def _key(here: Any, segment: str, location: Location) -> str | int:
 
 def _label(item: Any) -> str:
     """How the file itself calls a list's item."""
-    name = (item.get("label") or item.get("name")) if isinstance(item, dict) else item
-    return name if isinstance(name, str) else ""
+    if isinstance(item, dict):
+        item = item.get("label") or item.get("name") or item.get("target")
+    if not isinstance(item, str):
+        return ""
+    return target_name(item) if is_target(item) else item

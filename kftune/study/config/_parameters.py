@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 from kftune.errors import suggestion
 from kftune.study.config._flaws import show
+from kftune.training.results import LOOP_PARAMETERS
 
 if TYPE_CHECKING:
     from kftune.optim import OptimizerEntry
 
-__all__ = ["BATCH_SIZES", "Parameter", "hyperparameters"]
+__all__ = ["BATCH_SIZES", "LOOP_PARAMETERS", "Parameter", "hyperparameters"]
 
 BATCH_SIZES = ("batch_size", "effective_batch_size")
-"""Hyperparameters of the training loop, which every optimizer has beside its own."""
+"""Those of the training loop's hyperparameters that count examples; one of them must be set."""
 
 _NOT_TUNABLE = {"self", "model", "likelihood", "seed"}
 _SIMPLE = {bool, int, float, str, type(None)}
@@ -38,6 +39,11 @@ class Parameter:
     default: Any = inspect.Parameter.empty
     kinds: frozenset[type] = frozenset()
     choices: tuple[Any, ...] = ()
+
+    @property
+    def is_required(self) -> bool:
+        """Whether the optimizer cannot be built without it."""
+        return self.default is inspect.Parameter.empty and self.name not in LOOP_PARAMETERS
 
     @property
     def is_whole(self) -> bool:
@@ -87,7 +93,7 @@ class Parameter:
 
 
 def hyperparameters(entry: OptimizerEntry) -> dict[str, Parameter]:
-    """Everything a study file may set for this optimizer, in the constructor's order, the batch sizes last."""
+    """Everything a study file may set for this optimizer, in the constructor's order, the training loop's last."""
     # mypy means instances' __init__; this is the class's own.
     function: Any = entry.cls.__init__ if isinstance(entry.cls, type) else entry.cls  # type: ignore[misc]
     hints = _hints(function)
@@ -97,7 +103,7 @@ def hyperparameters(entry: OptimizerEntry) -> dict[str, Parameter]:
         if named and name not in _NOT_TUNABLE:
             kinds, choices = _kinds(hints.get(name))
             found[name] = Parameter(name=name, default=argument.default, kinds=kinds, choices=choices)
-    for name in BATCH_SIZES:
+    for name in LOOP_PARAMETERS:
         found[name] = Parameter(name=name, kinds=frozenset({int}))
     return found
 

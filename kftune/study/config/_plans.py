@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from kftune._registry import Named, Registry
+from kftune._targets import importable_from, target_name
 from kftune.errors import UsageError, suggestion
 from kftune.space import Space
 from kftune.study.config._flaws import Flaws, Location, show, unknown
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["StudyPlan", "make_plans"]
 
+T = TypeVar("T", bound=Named)
+
 _SHARED = ("budget", "repeats", "startup_trials", "objective", "seed", "threads", "dtype", "evaluation")
 """Keys of the study file, beside the sampler's, that decide what a trial of any of its studies is."""
 
@@ -30,10 +34,10 @@ class StudyPlan:
     Attributes:
         study: full name of the Optuna study, ``<file name>/<problem>/<optimizer>``.
         problem: the problem's label.
-        problem_name: its name in the registry.
+        problem_name: its name in the registry, or its target.
         problem_args: its arguments.
         optimizer: the optimizer's label.
-        optimizer_name: its name in the registry.
+        optimizer_name: its name in the registry, or its target.
         space: its own space with the file's ``space`` and ``fixed`` applied, batch sizes within the problem's.
         shared: what the studies of the file have in common and may not change either.
     """
@@ -58,34 +62,43 @@ class StudyPlan:
 
 
 def make_plans(config: StudyConfig) -> tuple[tuple[StudyPlan, ...], Flaws]:
-    """The studies of a file, and what is wrong with it where they could not be made."""
+    """The studies of a file, and what is wrong with it where they could not be made.
+
+    Raises:
+        UserCodeError: a target's own code failed.
+    """
+    with importable_from(config.module_dir):
+        return _make_plans(config)
+
+
+def _make_plans(config: StudyConfig) -> tuple[tuple[StudyPlan, ...], Flaws]:
     from kftune.optim import OPTIMIZERS
     from kftune.problems import PROBLEMS
 
     flaws = Flaws()
-    problem_labels = _labels(config.problems, "problems", flaws)
-    optimizer_labels = _labels(config.optimizers, "optimizers", flaws)
-    known_problems = _known(config.problems, "problems", "problem", PROBLEMS.names(), flaws)
-    known_optimizers = _known(config.optimizers, "optimizers", "optimizer", OPTIMIZERS.names(), flaws)
+    problems = _found(config.problems, "problems", "problem", PROBLEMS, flaws)
+    optimizers = _found(config.optimizers, "optimizers", "optimizer", OPTIMIZERS, flaws)
+    problem_labels = _labels(config.problems, problems, "problems", flaws)
+    optimizer_labels = _labels(config.optimizers, optimizers, "optimizers", flaws)
     sampler, options = _sampler(config, flaws)
     plain = config.to_dict()
     shared = {key: plain[key] for key in _SHARED} | {"sampler": {"name": config.sampler.name, **options}}
     plans = []
-    for i, j in itertools.product(known_problems, known_optimizers):
-        problem, entry = config.problems[i], PROBLEMS.get(config.problems[i].name)
+    for i, j in itertools.product(problems, optimizers):
+        problem, entry = config.problems[i], problems[i]
         optimizer = config.optimizers[j]
         if config.objective == "test_error" and not entry.has_accuracy:
-            flaws.add(("objective",), f"test_error needs an accuracy, which {problem.name} has not")
+            flaws.add(("objective",), f"test_error needs an accuracy, which {entry.name} has not")
         plan = StudyPlan(
             study=f"{config.name}/{problem_labels[i]}/{optimizer_labels[j]}",
             problem=problem_labels[i],
-            problem_name=problem.name,
+            problem_name=problem.key,
             problem_args=_changed_args(problem, entry, ("problems", i, "args"), flaws),
             optimizer=optimizer_labels[j],
-            optimizer_name=optimizer.name,
+            optimizer_name=optimizer.key,
             space=make_space(
                 optimizer,
-                entry=OPTIMIZERS.get(optimizer.name),
+                entry=optimizers[j],
                 problem=entry,
                 location=("optimizers", j),
                 flaws=flaws,
@@ -124,23 +137,36 @@ def _check_searchable(sampler: SamplerEntry, plan: StudyPlan, flaws: Flaws) -> N
         flaws.add(("sampler",), f"{error} ({plan.optimizer})")
 
 
-def _labels(items: Sequence[ProblemConfig | OptimizerConfig], key: str, flaws: Flaws) -> list[str]:
+def _labels(
+    items: Sequence[ProblemConfig | OptimizerConfig], found: Mapping[int, Named], key: str, flaws: Flaws
+) -> list[str]:
     """What each item is called in studies' names; two of one label are a flaw."""
-    labels = [item.label or item.name for item in items]
+    labels = [
+        item.label or item.name or (found[i].name if i in found else target_name(item.key))
+        for i, item in enumerate(items)
+    ]
     for i, label in enumerate(labels):
         if label in labels[:i]:
             flaws.add((key, i), f"{show(label)} stands twice; give one of them a label of its own")
     return labels
 
 
-def _known(
-    items: Sequence[ProblemConfig | OptimizerConfig], key: str, kind: str, available: Sequence[str], flaws: Flaws
-) -> list[int]:
-    """Indices of the items whose names are in the registry; the others are flaws."""
+def _found(
+    items: Sequence[ProblemConfig | OptimizerConfig], key: str, kind: str, registry: Registry[T], flaws: Flaws
+) -> dict[int, T]:
+    """Index → entry of the items whose names are in the registry or whose targets can be used; others are flaws."""
+    found = {}
     for i, item in enumerate(items):
-        if item.name not in available:
-            flaws.add((key, i, "name"), unknown(kind, item.name, available))
-    return [i for i, item in enumerate(items) if item.name in available]
+        if item.target is None and item.name is None:
+            flaws.add((key, i, "name"), "is missing")
+        elif item.target is None and item.key not in registry:
+            flaws.add((key, i, "name"), unknown(kind, item.key, registry.names()))
+        else:
+            try:
+                found[i] = registry.get(item.key)
+            except UsageError as error:
+                flaws.add((key, i, "target"), str(error))
+    return found
 
 
 def _changed_args(problem: ProblemConfig, entry: ProblemEntry, location: Location, flaws: Flaws) -> dict[str, Any]:

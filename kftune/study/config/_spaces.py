@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from kftune._targets import user_error
 from kftune.errors import suggestion
 from kftune.space import Categorical, Condition, Dimension, Float, Int, Space, Suggester, Value
 from kftune.study.config._flaws import Flaws, Location, show
-from kftune.study.config._parameters import BATCH_SIZES, Parameter, hyperparameters
+from kftune.study.config._parameters import BATCH_SIZES, LOOP_PARAMETERS, Parameter, hyperparameters
 
 if TYPE_CHECKING:
     from kftune.optim import OptimizerEntry
@@ -40,7 +41,8 @@ def make_space(
     builder = _Builder(config, entry, problem, location, flaws)
     n_before = len(flaws)
     dimensions = {name: d for name, c in config.space.items() if (d := builder.dimension(name, c)) is not None}
-    fixed = {name: value for name, given in config.fixed.items() for value in builder.fixed(name, given)}
+    given = builder.taken_apart(config.fixed)
+    fixed = {name: value for name, one in given.items() for value in builder.fixed(name, one)}
     own = builder.own
     if len(flaws) > n_before:
         return own
@@ -49,8 +51,9 @@ def make_space(
     except ValueError as error:
         flaws.add((*location, "space"), str(error))
         return own
-    builder.check_conditions(space)
-    builder.check_values(space)
+    if builder.is_complete(space):
+        builder.check_conditions(space)
+        builder.check_values(space)
     return space
 
 
@@ -60,13 +63,36 @@ class _Builder:
     def __init__(
         self, config: OptimizerConfig, entry: OptimizerEntry, problem: ProblemEntry, location: Location, flaws: Flaws
     ) -> None:
+        from kftune.optim import TargetEntry  # imports torch
+
         self._config = config
         self._entry = entry
         self._problem = problem
         self._location = location
         self._flaws = flaws
         self._parameters = hyperparameters(entry)
+        self._target = entry if isinstance(entry, TargetEntry) else None
+        self._joined = self._target.joined if self._target is not None else {}
         self.own = _clipped_space(entry.space, problem.n_train)
+
+    def taken_apart(self, fixed: Mapping[str, Any]) -> dict[str, Any]:
+        """Tuples of the file (``betas: [0.9, 0.99]``) as the hyperparameters they are made of."""
+        taken: dict[str, Any] = {}
+        for name, value in fixed.items():
+            parts = self._joined.get(name, ())
+            where = (*self._location, "fixed", name)
+            if not isinstance(value, tuple):
+                taken[name] = value
+            elif not parts:
+                allowed = "a single value (number, text, true, false or null)"
+                self._flaws.add(where, f"must be {allowed}, got {show(value)}")
+            elif len(value) != len(parts):
+                self._flaws.add(where, f"must be a list of {len(parts)} numbers, got {len(value)}")
+            elif twice := [part for part in parts if part in fixed]:
+                self._flaws.add(where, f"{twice[0]} stands in fixed too; give either")
+            else:
+                taken |= zip(parts, value, strict=True)
+        return taken
 
     def fixed(self, name: str, value: Any) -> list[Value]:
         """The one value, as the optimizer should get it; none if it is a flaw."""
@@ -97,6 +123,23 @@ class _Builder:
             ]
             return self._made(where, Categorical, choices=tuple(choices), when=when) if choices else None
         return self._range(parameter, config, base, where, when)
+
+    def is_complete(self, space: Space) -> bool:
+        """Whether what has no default is searched or fixed, a batch size among it."""
+        names = space.names()
+        if not names:
+            self._flaws.add(
+                (*self._location, "space"),
+                f"is missing: {self._entry.name} has no search space of its own; write one, such as "
+                "{lr: {low: 1.0e-4, high: 0.1, log: true}, batch_size: {low: 16, high: 512, log: true}}",
+            )
+            return False
+        missing = [p.name for p in self._parameters.values() if p.is_required and p.name not in names]
+        missing += [] if set(BATCH_SIZES) & set(names) else [BATCH_SIZES[0]]
+        for name in missing:
+            what = f"{self._entry.name} needs {name}: give it a range in space, or a value in fixed"
+            self._flaws.add(self._location, what)
+        return not missing
 
     def check_conditions(self, space: Space) -> None:
         """A dimension asked for by the file must be reachable under the fixed values."""
@@ -131,11 +174,19 @@ class _Builder:
         for proposal in [*proposals, *[_Draw(random.Random(i)) for i in range(_N_DRAWS)]]:
             try:
                 params = space.suggest(proposal)
-                own = {name: value for name, value in params.items() if name not in BATCH_SIZES}
+                own = {name: value for name, value in params.items() if name not in LOOP_PARAMETERS}
                 self._entry.build(model, likelihood="categorical", params=own)
-            except (ValueError, TypeError) as error:
+            except Exception as error:
+                if not self._is_refusal(error):
+                    raise user_error(f"{self._entry.name} cannot be made", error) from error
                 self._flaws.add(self._blame(str(error)), str(error).partition("\n")[0])
                 return
+
+    def _is_refusal(self, error: Exception) -> bool:
+        """Whether a constructor said what is wrong with its arguments, as against failing by a mistake of its own."""
+        if isinstance(error, TypeError):
+            return self._target is None or "argument" in str(error)
+        return isinstance(error, ValueError)
 
     def _blame(self, message: str) -> Location:
         """The key of the file that an optimizer's message is about: it begins with the argument's name."""
@@ -146,7 +197,12 @@ class _Builder:
         return self._location
 
     def _parameter(self, name: str, where: Location) -> Parameter | None:
+        if name in self._joined:
+            self._flaws.add(where, f"is several numbers: set {' and '.join(self._joined[name])}")
+            return None
         if name not in self._parameters:
+            if self._target is not None and self._target.accepts_any:
+                return Parameter(name=name)
             known = {*self._parameters, *self._entry.space.names()}
             self._flaws.add(where, f"{self._entry.name} has no hyperparameter {name!r}{suggestion(name, known)}")
             return None
