@@ -74,7 +74,11 @@ def trace_ratio(A: Tensor, G: Tensor) -> Tensor:
     Returns:
         A scalar on the factors' device; nothing is synchronised.
     """
-    mean_a, mean_g = A.diagonal().mean(), G.diagonal().mean()
+    return root_ratio(A.diagonal().mean(), G.diagonal().mean())
+
+
+def root_ratio(mean_a: Tensor, mean_g: Tensor) -> Tensor:
+    """√(mean_a/mean_g) of two scalars on a device; 1 where one is not positive."""
     usable = (mean_a > 0) & (mean_g > 0)
     # The roots first: the ratio itself can overflow in float32.
     return torch.where(usable, mean_a.sqrt() / mean_g.sqrt(), torch.ones_like(mean_a))

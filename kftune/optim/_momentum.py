@@ -33,28 +33,39 @@ def momentum_step(optimizer: torch.optim.Optimizer, directions: Mapping[nn.Param
         directions: parameter → d; parameters that are not named stay as they are.
     """
     for group in optimizer.param_groups:
-        parameters = [p for p in group["params"] if p in directions]
-        if not parameters:
-            continue
-        buffers: list[Tensor | None] = [optimizer.state[p].get("momentum_buffer") for p in parameters]
-        nesterov = group["nesterov"] and group["momentum"] > 0
-        sgd(
-            parameters,
-            [like(directions[p], p) for p in parameters],
-            buffers,
-            has_sparse_grad=False,
-            foreach=False,
-            fused=can_fuse(parameters),
-            weight_decay=0.0,
-            momentum=group["momentum"],
-            lr=group["lr"],
-            dampening=0.0,
-            nesterov=nesterov,
-            maximize=False,
-        )
-        if group["momentum"] > 0:
-            for parameter, buffer in zip(parameters, buffers, strict=True):
-                optimizer.state[parameter]["momentum_buffer"] = buffer
+        named = [p for p in group["params"] if p in directions]
+        started = [p for p in named if "momentum_buffer" in optimizer.state[p]]
+        new = [p for p in named if "momentum_buffer" not in optimizer.state[p]]
+        for parameters in (started, new):  # the fused kernel takes all buffers or none
+            if parameters:
+                _step(optimizer, group, parameters, directions)
+
+
+def _step(
+    optimizer: torch.optim.Optimizer,
+    group: dict[str, Any],
+    parameters: list[nn.Parameter],
+    directions: Mapping[nn.Parameter, Tensor],
+) -> None:
+    buffers: list[Tensor | None] = [optimizer.state[p].get("momentum_buffer") for p in parameters]
+    nesterov = group["nesterov"] and group["momentum"] > 0
+    sgd(
+        [*parameters],
+        [like(directions[p], p) for p in parameters],
+        buffers,
+        has_sparse_grad=False,
+        foreach=False,
+        fused=can_fuse(parameters),
+        weight_decay=0.0,
+        momentum=group["momentum"],
+        lr=group["lr"],
+        dampening=0.0,
+        nesterov=nesterov,
+        maximize=False,
+    )
+    if group["momentum"] > 0:
+        for parameter, buffer in zip(parameters, buffers, strict=True):
+            optimizer.state[parameter]["momentum_buffer"] = buffer
 
 
 def decayed_gradients(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, Tensor]:
