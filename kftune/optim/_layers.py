@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -10,7 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kftune.optim._patches import Window, patches
+from kftune.optim._correlations import add_correlations, can_correlate
+from kftune.optim._factors import add_gram, add_homogeneous_gram
+from kftune.optim._patches import Window, n_positions, patch_total, patches
+
+_CHUNK = 2**20  # entries of the patches that are made at a time: they stay in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +40,7 @@ class Layer(ABC):
     @property
     def d_A(self) -> int:  # noqa: N802  # the dimension of A
         """Side of A: d_i, and one more with a bias."""
-        return self.weight[0].numel() + (self.bias is not None)
+        return math.prod(self.weight.shape[1:]) + (self.bias is not None)
 
     @property
     def d_G(self) -> int:  # noqa: N802  # the dimension of G
@@ -69,6 +74,18 @@ class Layer(ABC):
     @abstractmethod
     def positions(self, s: Tensor) -> tuple[int, ...]:
         """The shape of the T positions of one use of the module, by its output; () if T is 1."""
+
+    def add_input_gram(self, total: Tensor, a: Tensor) -> int:
+        """total += Σ ā āᵀ over all rows of the module's input; lower triangle only. Returns the number of rows.
+
+        Args:
+            total: (d_A, d_A).
+            a: the module's input.
+        """
+        rows = self.input_rows(a)
+        rows = rows.reshape(-1, rows.shape[-1]).to(total.dtype)
+        (add_gram if self.bias is None else add_homogeneous_gram)(total, rows)
+        return len(rows)
 
     def homogeneous_rows(self, a: Tensor) -> Tensor:
         """ā of the module's input, (N, T, d_A)."""
@@ -111,6 +128,22 @@ class ConvLayer(Layer):
     def input_rows(self, a: Tensor) -> Tensor:
         """(N, C, H, W) → (N, H'·W', C·kh·kw)."""
         return patches(a[:, self.inputs], self.window)
+
+    def add_input_gram(self, total: Tensor, a: Tensor) -> int:
+        """As for any layer, by correlations of the image where that is possible, else by patches of a few images."""
+        images = a[:, self.inputs].to(total.dtype)
+        n_rows = len(a) * n_positions(a, self.window)
+        if not can_correlate(self.window) or min(a.shape[2:]) < 2:
+            per_image = n_rows // len(a) * images.shape[1] * math.prod(self.window.kernel)
+            for few in torch.split(images, max(1, _CHUNK // max(1, per_image))):
+                super().add_input_gram(total, few)
+            return n_rows
+        d = self.d_A - (self.bias is not None)
+        add_correlations(total[:d, :d], images)
+        if self.bias is not None:
+            total[d, :d] += patch_total(images, self.window)
+            total[d, d] += n_rows
+        return n_rows
 
     def output_rows(self, s: Tensor) -> Tensor:
         """(N, C, H', W') → (N, H'·W', C)."""

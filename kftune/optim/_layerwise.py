@@ -89,7 +89,8 @@ class LayerwiseOptimizer(ModelOptimizer):
         super().__init__(model, defaults)
         self._process_group = process_group_of(model)
         if self._process_group is not None and not self.distributed:
-            raise ValueError(f"{type(self).__name__} does not average its curvature over processes: give it one process")
+            what = f"{type(self).__name__} does not average its curvature over processes"
+            raise ValueError(f"{what}: give it one process")
         found = find_layers(model)
         self._of_module = {name: layers for name, (_, layers) in found.items()}
         self._layers = {layer.name: layer for layers in self._of_module.values() for layer in layers}

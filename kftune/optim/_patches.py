@@ -71,7 +71,7 @@ def patches(x: Tensor, window: Window) -> Tensor:
     The columns of the result are contiguous in memory, the rows are not: matrix products take that as it is.
     """
     n = len(x)
-    columns = window.windows(window.pad(x)).reshape(-1, n, _n_positions(x, window))
+    columns = window.windows(window.pad(x)).reshape(-1, n, n_positions(x, window))
     return columns.permute(1, 2, 0)
 
 
@@ -86,7 +86,13 @@ def patch_sums(x: Tensor, window: Window) -> Tensor:
     return window.windows(window.pad(x.sum(dim=1, keepdim=True))).sum(dim=(0, 1, 2))
 
 
-def _n_positions(x: Tensor, window: Window) -> int:
+def patch_total(x: Tensor, window: Window) -> Tensor:
+    """The sum of all rows of :func:`patches` of all examples, (C·kh·kw,), without making them."""
+    return window.windows(window.pad(x.sum(dim=0, keepdim=True))).sum(dim=(-3, -2, -1)).reshape(-1)
+
+
+def n_positions(x: Tensor, window: Window) -> int:
+    """H'·W' of an input (N, C, H, W)."""
     (kh, kw), (sh, sw), (dh, dw) = window.kernel, window.stride, window.dilation
     left, right, top, bottom = window.padding
     height, width = x.shape[2] + top + bottom, x.shape[3] + left + right

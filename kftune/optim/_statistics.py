@@ -78,9 +78,13 @@ class Statistics:
         layer = self._layers[name]
         if name not in self._inputs:
             self._inputs[name] = layer.weight.new_zeros(layer.d_A, layer.d_A)
-        rows = self._input_rows(layer, a)
-        (add_gram if layer.bias is None else add_homogeneous_gram)(self._inputs[name], rows)
-        self._n_rows[name] = self._n_rows.get(name, 0) + len(rows)
+        if self._reduce:
+            rows = self._input_rows(layer, a)
+            (add_gram if layer.bias is None else add_homogeneous_gram)(self._inputs[name], rows)
+            n_rows = len(rows)
+        else:
+            n_rows = layer.add_input_gram(self._inputs[name], a.detach())
+        self._n_rows[name] = self._n_rows.get(name, 0) + n_rows
 
     def _input_rows(self, layer: Layer, a: Tensor) -> Tensor:
         """(rows of A's sample, d_i), without the homogeneous 1."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from kftune.optim._adaptive import (
@@ -28,6 +27,7 @@ from kftune.optim._damping import (
     precondition_rows,
 )
 from kftune.optim._factors import decay_of
+from kftune.optim._flops import kfac_floor
 from kftune.optim._kronecker import KroneckerOptimizer, Preconditioned
 from kftune.optim._layers import ConvLayer, Layer
 from kftune.optim._likelihoods import Fisher
@@ -52,11 +52,11 @@ class KFAC(KroneckerOptimizer):
 
     **The adaptive method** of the first paper (sections 6.4 to 7 and 13), switch by switch. With ``rescale`` an update
     is ηδ, δ = αΔ + μδ₀, where Δ = −P, δ₀ is the previous update (0 at first), and α and μ minimise the quadratic model
-    M(δ) = h + ∇hᵀδ + ½δᵀ(F + (λ + weight decay)I)δ: h is the objective, weight decay inside, and F the *exact* Fisher of
-    the batch. P is damped by λ + weight decay; what K-FAC does not cover moves along its gradient, a third direction
-    with a coefficient of its own. So an update runs its closures again: once more for F, and once more where λ is
-    adapted. They see the same random numbers (of torch's default generators) and leave no trace in the model's
-    buffers; all operations must be twice differentiable.
+    M(δ) = h + ∇hᵀδ + ½δᵀ(F + (λ + weight decay)I)δ with h the objective, weight decay inside, and F the *exact* Fisher
+    of the batch. P is damped by λ + weight decay. What K-FAC does not cover moves along its gradient, a third direction
+    with a coefficient of its own. An update runs its closures again for F, and once more where λ is adapted: on the
+    same random numbers (of torch's default generators) and without a trace in the model's buffers. All operations must
+    be twice differentiable.
 
     Args:
         model: the network.
@@ -95,6 +95,8 @@ class KFAC(KroneckerOptimizer):
     Raises:
         ValueError: an invalid hyperparameter.
     """
+
+    distributed = True
 
     def __init__(
         self,
@@ -249,7 +251,7 @@ class KFAC(KroneckerOptimizer):
             step = adaptation.step(
                 gradient,
                 [trial.direction for trial in trials],
-                self._other_directions(gradient, trials[0].direction),
+                self.state,
                 lr=group["lr"],
                 damping=group["damping"],
                 weight_decay=group["weight_decay"],
@@ -258,7 +260,7 @@ class KFAC(KroneckerOptimizer):
         adaptation.gamma = chosen.gamma
         self._install(chosen.preconditioners)
         with self.phases.phase("update"):
-            self._take(step.update)
+            adaptation.take(step, self.state)
             if adaptation.damping_is_due(self._n_updates):
                 group["damping"] = adaptation.adapted_damping(group["damping"], step, group["weight_decay"])
         self._n_updates += 1
@@ -283,23 +285,6 @@ class KFAC(KroneckerOptimizer):
             found = {name: found.P.neg_() for name, found in self._precondition(gradient).items()}
             self._check_directions(found.values())
             return self._split(found)
-
-    def _other_directions(self, gradient: Direction, natural: Direction) -> list[Direction]:
-        """−∇h of what Δ leaves out, if anything, and δ₀, if it counts."""
-        left_out = [p for p in gradient if p not in natural]
-        others = [dict(zip(left_out, torch._foreach_neg([gradient[p] for p in left_out]), strict=True))]
-        previous = {p: self.state[p]["previous_update"] for p in gradient if "previous_update" in self.state[p]}
-        return [direction for direction in (*others, previous) if direction]
-
-    def _take(self, update: Mapping[nn.Parameter, Tensor]) -> None:
-        """θ ← θ + update, and remember it as the next δ₀."""
-        if update:
-            torch._foreach_add_(list(update), list(update.values()))
-        if self._adaptation is not None and self._adaptation.options.rescale == "alpha_and_momentum":
-            for p, state in self.state.items():
-                state.pop("previous_update", None)
-            for p, change in update.items():
-                self.state[p]["previous_update"] = change
 
     def evaluation_parameters(self) -> AbstractContextManager[None]:
         """Inside the block the model holds the average of the iterates, if there is one (``averaging``)."""
@@ -372,6 +357,7 @@ ENTRIES = (
             {"statistics_every": 5, "inverses_every": 20},
         ),
         second_order=True,
+        floor=kfac_floor,
         example={"lr": 0.1, "damping": 0.01, "statistics_every": 1, "inverses_every": 5},
         invalid=_INVALID,
         deterministic={"fisher": "exact"},
@@ -383,13 +369,14 @@ ENTRIES = (
         paper="Martens, Grosse: Optimizing neural networks with Kronecker-factored approximate curvature, 2015",
         space=Space(
             {
-                "damping": Float(low=1e-1, high=1e3, log=True),
+                "damping": Float(low=1e-3, high=1e3, log=True),
                 "averaging": Float(low=0.0, high=0.99, log=True, complement=True),
                 "batch_size": Int(low=32, high=1024, log=True),
             },
             {**_ADAPTIVE, "statistics_every": 1, "inverses_every": 20, "warmup_updates": 3},
         ),
         second_order=True,
+        floor=kfac_floor,
         example={**_ADAPTIVE, "damping": 1.0, "statistics_every": 1, "inverses_every": 5},
         invalid=_INVALID_ADAPTIVE,
         deterministic={"fisher": "exact"},

@@ -154,13 +154,13 @@ def variant_direction(variant, *, damping=0.03, lr=1.0):
     }
 
 
-def damping_of_A(A, G, damping):
+def input_damping(A, G, damping):
     return damping**0.5 * (A.trace() / len(A) * len(G) / G.trace()) ** 0.5
 
 
 def test_kfacs_damping_is_kfac_without_its_second_factor():
     for P, V, A, G in variant_direction("kfac_damping").values():
-        of_A = damping_of_A(A, G, 0.03)
+        of_A = input_damping(A, G, 0.03)
         of_G = 0.03 / of_A
         inverse = torch.linalg.inv(A + of_A * torch.eye(len(A), dtype=DTYPE))
         torch.testing.assert_close(P, V @ inverse / of_G, rtol=1e-10, atol=1e-14)
@@ -168,7 +168,7 @@ def test_kfacs_damping_is_kfac_without_its_second_factor():
 
 def test_kfacs_norm_is_foofs_direction_at_kfacs_length():
     for P, V, A, G in variant_direction("kfac_norm").values():
-        of_A = damping_of_A(A, G, 0.03)
+        of_A = input_damping(A, G, 0.03)
         foof = V @ torch.linalg.inv(A + of_A * torch.eye(len(A), dtype=DTYPE))
         kfac = torch.linalg.inv(G + 0.03 / of_A * torch.eye(len(G), dtype=DTYPE)) @ foof
         torch.testing.assert_close(P, foof * (kfac.norm() / foof.norm()), rtol=1e-10, atol=1e-14)

@@ -103,6 +103,17 @@ def layer_row(module, x, position):
     return torch.cat([by_weight[:, 0].flatten(1), by_bias[:, :1]], dim=1).detach()
 
 
+@pytest.mark.parametrize("window", [{"stride": 2}, {"padding": 1}], ids=["patches", "correlations"])
+def test_large_images_are_summed_over_all_their_patches(window):
+    """More than are made at a time; and by correlations, none."""
+    model = conv_net(**window)
+    x = torch.randn(40, 2, 50, 61, generator=torch.Generator().manual_seed(0), dtype=DTYPE)
+    A, _ = stored_factors(gather(model, x, targets(40)), "0")
+    rows = nn.functional.unfold(x, 3, **window).transpose(1, 2).flatten(0, 1)
+    rows = torch.cat([rows, torch.ones(len(rows), 1, dtype=DTYPE)], dim=1)
+    torch.testing.assert_close(A, rows.T @ rows / len(rows))
+
+
 @pytest.mark.parametrize("likelihood", ["categorical", "gaussian", "bernoulli"])
 def test_one_example_and_one_position_is_the_ggn_block(likelihood):
     torch.manual_seed(0)
