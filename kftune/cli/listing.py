@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 import typer
@@ -29,10 +30,9 @@ def list_(
         if kind is None:
             say(f"\n{each}" if i else each, bold=True)
         entries = _entries(each)
-        columns = [key for key in entries[0] if key not in {"source", "paper"}]
-        rows = [[_cell(entry[key]) for key in columns] for entry in entries]
-        headings = [column.replace("_", " ") for column in columns]
-        print_table(headings, rows, right=("train", "test"), wrap=("searched", "options", "summary"))
+        columns = [key for key in entries[0] if key not in {"source", "searched"}]
+        rows = [[_short(entry[key]) if key == "paper" else _cell(entry[key]) for key in columns] for entry in entries]
+        print_table(columns, rows, right=("train", "test"), wrap=("options", "paper", "summary"))
     say("\nMore about one: kftune describe NAME")
 
 
@@ -45,8 +45,8 @@ def _entries(kind: Kind) -> list[dict[str, Any]]:
                 "name": entry.name,
                 "order": 2 if entry.second_order else 1,
                 "searched": [d.sampled_name(name) for name, d in entry.space.dimensions.items()],
-                "summary": entry.summary,
                 "paper": entry.paper,
+                "summary": entry.summary,
             }
             for entry in OPTIMIZERS
         ]
@@ -70,6 +70,13 @@ def _entries(kind: Kind) -> list[dict[str, Any]]:
         {"name": entry.name, "options": list(entry.options), "summary": entry.summary, "source": entry.source}
         for entry in SAMPLERS
     ]
+
+
+def _short(paper: str) -> str:
+    """``"Martens, Grosse 2015"`` of ``"Martens, Grosse: Optimizing neural …, 2015"``."""
+    authors, _, rest = paper.partition(":")
+    year = re.search(r"\b(?:19|20)\d\d\b", rest)
+    return f"{authors} {year.group()}" if year else authors
 
 
 def _cell(value: Any) -> str:
