@@ -131,13 +131,13 @@ class ConvLayer(Layer):
 
     def add_input_gram(self, total: Tensor, a: Tensor) -> int:
         """As for any layer, by correlations of the image where that is possible, else by patches of a few images."""
-        images = a[:, self.inputs].to(total.dtype)
         n_rows = len(a) * n_positions(a, self.window)
         if not can_correlate(self.window) or min(a.shape[2:]) < 2:
-            per_image = n_rows // len(a) * images.shape[1] * math.prod(self.window.kernel)
-            for few in torch.split(images, max(1, _CHUNK // max(1, per_image))):
+            per_image = n_rows // len(a) * (self.d_A - (self.bias is not None))
+            for few in torch.split(a, max(1, _CHUNK // max(1, per_image))):
                 super().add_input_gram(total, few)
             return n_rows
+        images = a[:, self.inputs].to(total.dtype)
         d = self.d_A - (self.bias is not None)
         add_correlations(total[:d, :d], images)
         if self.bias is not None:

@@ -170,13 +170,14 @@ def test_pixelwise_linear_convolutions_with_a_loss_per_pixel_are_exact():
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("fisher", ["exact", "empirical"])
 @pytest.mark.parametrize("sharing", ["expand", "reduce"])
-def test_groups_are_convolutions_of_their_own(bias, fisher, sharing):
+@pytest.mark.parametrize("window", [{"padding": 1}, {"stride": 2}], ids=["correlations", "patches"])
+def test_groups_are_convolutions_of_their_own(bias, fisher, sharing, window):
     """A grouped convolution equals ungrouped ones side by side, factors and updates."""
 
     class SideBySide(nn.Module):
         def __init__(self, grouped):
             super().__init__()
-            self.parts = nn.ModuleList(nn.Conv2d(2, 3, 3, padding=1, bias=bias) for _ in range(2))
+            self.parts = nn.ModuleList(nn.Conv2d(2, 3, 3, **window, bias=bias) for _ in range(2))
             for j, part in enumerate(self.parts):
                 part.weight.data = grouped.weight.data[3 * j : 3 * j + 3].clone()
                 if bias:
@@ -186,7 +187,7 @@ def test_groups_are_convolutions_of_their_own(bias, fisher, sharing):
             return torch.cat([part(half) for part, half in zip(self.parts, x.split(2, dim=1), strict=True)], dim=1)
 
     torch.manual_seed(0)
-    grouped = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, groups=2, bias=bias), MeanOverPositions()).to(DTYPE)
+    grouped = nn.Sequential(nn.Conv2d(4, 6, 3, **window, groups=2, bias=bias), MeanOverPositions()).to(DTYPE)
     apart = nn.Sequential(SideBySide(grouped[0]), MeanOverPositions()).to(DTYPE)
     x, y = images(channels=4), targets(d_out=6)
     settings = {"lr": 0.1, "fisher": fisher, "weight_sharing": sharing, "likelihood": "gaussian"}
