@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
 import sqlalchemy as sa
 from sqlalchemy import orm
 
 from kftune.storage import models
 from kftune.storage.records import RunRecord, StudyRecord
-from kftune.training.results import CurvePoint, Outcome, RunResult
+from kftune.training.results import Calibration, CurvePoint, Outcome, RunResult
 
 _RESULT_COLUMNS = (
     "message",
@@ -33,6 +36,9 @@ _RUN_COLUMNS = (
     "wall_seconds",
     "attempt",
     "device",
+    "purpose",
+    "budget_factor",
+    "superseded",
 )
 
 
@@ -64,13 +70,37 @@ def run_row(record: RunRecord, study_id: int) -> models.Run:
             train_loss=point.train_loss,
             test_loss=point.test_loss,
             accuracy=point.accuracy,
+            readings=None if point.readings is None else dict(point.readings),
         )
         for position, point in enumerate(result.curve)
     ]
-    return models.Run(study_id=study_id, outcome=result.outcome.value, points=points, **of_run, **of_result)
+    calibration = None if result.calibration is None else asdict(result.calibration)
+    return models.Run(
+        study_id=study_id,
+        outcome=result.outcome.value,
+        calibration=calibration,
+        points=points,
+        **of_run,
+        **of_result,
+    )
 
 
 def run_record(row: sa.RowMapping, curve: tuple[CurvePoint, ...]) -> RunRecord:
     """A run from its row (the study's name included) and its points."""
-    result = RunResult(outcome=Outcome(row["outcome"]), curve=curve, **{name: row[name] for name in _RESULT_COLUMNS})
+    result = RunResult(
+        outcome=Outcome(row["outcome"]),
+        curve=curve,
+        calibration=_calibration(row["calibration"]),
+        **{name: row[name] for name in _RESULT_COLUMNS},
+    )
     return RunRecord(result=result, **{name: row[name] for name in _RUN_COLUMNS})
+
+
+def _calibration(stored: dict[str, Any] | None) -> Calibration | None:
+    if stored is None:
+        return None
+    return Calibration(
+        train_seconds=tuple(stored["train_seconds"]),
+        seconds=tuple(stored["seconds"]),
+        reference=stored["reference"],
+    )

@@ -49,9 +49,9 @@ class Json(TypeDecorator[Any]):
     impl = Text
     cache_ok = True
 
-    def process_bind_param(self, value: Any, dialect: Dialect) -> str:
-        """See :func:`to_json`."""
-        return to_json(value)
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        """See :func:`to_json`; None is the database's NULL."""
+        return None if value is None else to_json(value)
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
         """See :func:`from_json`."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, MetaData, String, UniqueConstraint
+from sqlalchemy import BigInteger, ForeignKey, MetaData, String, UniqueConstraint, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from kftune.storage._types import AnyText, Json, Real, UtcDateTime
 
-__all__ = ["Base", "Point", "Run", "Session", "Study"]
+__all__ = ["Base", "MicroBatch", "Point", "Run", "Session", "Study"]
 
 _NAME_LENGTH = 512  # of Optuna's study names
 
@@ -67,7 +67,7 @@ class Run(Base):
     """See :class:`kftune.storage.records.RunRecord` and :class:`kftune.training.results.RunResult`."""
 
     __tablename__ = "kftune_run"
-    __table_args__ = (UniqueConstraint("study_id", "trial", "repeat"),)
+    __table_args__ = (UniqueConstraint("study_id", "purpose", "budget_factor", "trial", "repeat", "attempt"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     study_id: Mapped[int] = mapped_column(ForeignKey("kftune_study.id"))
@@ -75,6 +75,9 @@ class Run(Base):
     trial: Mapped[int]
     repeat: Mapped[int]
     attempt: Mapped[int]
+    purpose: Mapped[str] = mapped_column(String(16), server_default="search")
+    budget_factor: Mapped[float] = mapped_column(Real, server_default="1.0")
+    superseded: Mapped[bool] = mapped_column(server_default=false())
     seed: Mapped[int] = mapped_column(BigInteger)
     params: Mapped[dict[str, Any]] = mapped_column(Json)
     device: Mapped[str] = mapped_column(AnyText)
@@ -92,6 +95,7 @@ class Run(Base):
     updates: Mapped[int] = mapped_column(BigInteger)
     examples: Mapped[int] = mapped_column(BigInteger)
     peak_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    calibration: Mapped[dict[str, Any] | None] = mapped_column(Json)
 
     points: Mapped[list[Point]] = relationship(order_by="Point.position", cascade="all, delete-orphan")
 
@@ -110,3 +114,15 @@ class Point(Base):
     train_loss: Mapped[float] = mapped_column(Real)
     test_loss: Mapped[float] = mapped_column(Real)
     accuracy: Mapped[float | None] = mapped_column(Real)
+    readings: Mapped[dict[str, float] | None] = mapped_column(Json)
+
+
+class MicroBatch(Base):
+    """A micro-batch size that was found by trying; see :meth:`kftune.storage.repository.Repository.micro_batch`."""
+
+    __tablename__ = "kftune_micro_batch"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(AnyText, unique=True)
+    size: Mapped[int]
+    found_at: Mapped[datetime] = mapped_column(UtcDateTime)

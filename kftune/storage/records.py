@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from kftune.space import Value
 from kftune.training.results import RunResult
 
-__all__ = ["RunRecord", "SessionRecord", "StudyRecord", "TrialRecord"]
+__all__ = ["Purpose", "RunRecord", "SessionRecord", "StudyRecord", "TrialRecord"]
+
+
+Purpose: TypeAlias = Literal["search", "confirm"]
+"""Why a run was made: to find good hyperparameters, or to measure some on seeds that had no part in finding them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +55,12 @@ class RunRecord:
         session_id: the session that made it.
         started_at: aware, UTC.
         wall_seconds: from handing it to a worker to having its result.
-        attempt: 1 unless earlier attempts were lost to the machine.
+        attempt: 1 unless earlier attempts were lost to the machine or superseded.
         device: slot it ran on, e.g. ``"cuda:0"``.
         result: what became of it.
+        purpose: search, or confirm: such runs have seeds of their own and no part in their trial's value.
+        budget_factor: multiple of the study's budget that it was given.
+        superseded: it is to be made again, because the machine was disturbed; it counts for nothing but the seconds.
     """
 
     study: str
@@ -67,6 +74,9 @@ class RunRecord:
     attempt: int
     device: str
     result: RunResult
+    purpose: Purpose = "search"
+    budget_factor: float = 1.0
+    superseded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from kftune.storage._connecting import Access, Database, storage_errors
 from kftune.storage._differences import differences
 from kftune.storage._opening import dispose, make_file, open_engines
 from kftune.storage._rows import put_study, run_record, run_row
-from kftune.storage.records import RunRecord, SessionRecord, StudyRecord, TrialRecord
+from kftune.storage.records import Purpose, RunRecord, SessionRecord, StudyRecord, TrialRecord
 from kftune.training.results import CurvePoint
 
 __all__ = ["Repository", "RunRecord", "SessionRecord", "StudyRecord", "TrialRecord"]
@@ -229,8 +229,14 @@ class Repository:
             study_id = session.scalar(sa.select(models.Study.id).where(models.Study.study == record.study))
             if study_id is None:
                 raise StorageError(f"{self.name} holds no study {record.study!r}")
-            of_repeat = sa.select(models.Run.id).where(
-                models.Run.study_id == study_id, models.Run.trial == record.trial, models.Run.repeat == record.repeat
+            row = models.Run
+            of_repeat = sa.select(row.id).where(
+                row.study_id == study_id,
+                row.purpose == record.purpose,
+                row.budget_factor == record.budget_factor,
+                row.trial == record.trial,
+                row.repeat == record.repeat,
+                row.superseded.is_(False),
             )
             if session.scalar(of_repeat) is not None:
                 raise StorageError(
@@ -239,19 +245,32 @@ class Repository:
             self._session_row(session, record.session_id).ledger = dict(session_ledger)
             session.add(run_row(record, study_id))
 
-    def runs(self, study: str | None = None, *, curves: bool = True) -> list[RunRecord]:
-        """Runs by study (in the order they were registered), trial and repeat.
+    def runs(
+        self,
+        study: str | None = None,
+        *,
+        curves: bool = True,
+        purpose: Purpose = "search",
+        superseded: bool = False,
+    ) -> list[RunRecord]:
+        """Runs by study (in the order they were registered), budget factor, trial, repeat and attempt.
 
         Args:
             study: only of this study.
             curves: with their points; without, every ``result.curve`` is empty and reading is much faster.
+            purpose: of the search (what trials' values are made of), or those that confirm some of its trials.
+            superseded: those that were made again, or are to be, instead of those that count.
         """
-        where = () if study is None else (models.Study.study == study,)
+        where = [models.Run.purpose == purpose, models.Run.superseded.is_(superseded)]
+        if study is not None:
+            where.append(models.Study.study == study)
         query = (
             sa.select(models.Study.study, models.Run.__table__)
             .join_from(models.Run, models.Study)
             .where(*where)
-            .order_by(models.Run.study_id, models.Run.trial, models.Run.repeat)
+            .order_by(
+                models.Run.study_id, models.Run.budget_factor, models.Run.trial, models.Run.repeat, models.Run.attempt
+            )
         )
         with self._read() as connection:
             rows = connection.execute(query).mappings().all()
@@ -264,7 +283,15 @@ class Repository:
     ) -> dict[int, tuple[CurvePoint, ...]]:
         row = models.Point
         query = (
-            sa.select(row.run_id, row.train_seconds, row.update, row.train_loss, row.test_loss, row.accuracy)
+            sa.select(
+                row.run_id,
+                row.train_seconds,
+                row.update,
+                row.train_loss,
+                row.test_loss,
+                row.accuracy,
+                row.readings,
+            )
             .join_from(models.Point, models.Run)
             .join(models.Study)
             .where(*where)
@@ -273,11 +300,36 @@ class Repository:
         points = groupby(connection.execute(query), key=lambda point: point[0])
         return {
             run_id: tuple(
-                CurvePoint(train_seconds=seconds, update=update, train_loss=train, test_loss=test, accuracy=accuracy)
-                for _, seconds, update, train, test, accuracy in group
+                CurvePoint(
+                    train_seconds=seconds,
+                    update=update,
+                    train_loss=train,
+                    test_loss=test,
+                    accuracy=accuracy,
+                    readings=readings,
+                )
+                for _, seconds, update, train, test, accuracy, readings in group
             )
             for run_id, group in points
         }
+
+    # -- micro-batch sizes ---------------------------------------------------------------------------------------------
+
+    def micro_batch(self, key: str) -> int | None:
+        """The micro-batch size found for ``key`` (problem, optimizer, device), if it was looked for."""
+        with self._read() as connection:
+            query = sa.select(models.MicroBatch.size).where(models.MicroBatch.key == key)
+            return connection.scalar(query)
+
+    def save_micro_batch(self, key: str, size: int, *, found_at: datetime) -> None:
+        """Store the micro-batch size found for ``key``, in place of an earlier one."""
+        with self._write() as session:
+            row = session.scalar(sa.select(models.MicroBatch).where(models.MicroBatch.key == key))
+            if row is None:
+                row = models.MicroBatch(key=key)
+                session.add(row)
+            row.size = size
+            row.found_at = found_at
 
     # -- transactions ------------------------------------------------------------------------------------------------
 

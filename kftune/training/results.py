@@ -9,7 +9,7 @@ from typing import Any
 
 from kftune.space import Value
 
-__all__ = ["LOOP_PARAMETERS", "PHASES", "CurvePoint", "Outcome", "RunResult", "RunSpec"]
+__all__ = ["LOOP_PARAMETERS", "PHASES", "Calibration", "CurvePoint", "Outcome", "RunResult", "RunSpec"]
 
 PHASES = ("data", "forward_backward", "statistics", "inversion", "preconditioning", "update", "other")
 """Parts of the training clock; they add up to ``train_seconds``."""
@@ -68,13 +68,50 @@ class RunSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """One evaluation: losses are means over examples; ``accuracy`` is the share of correct test predictions."""
+    """One evaluation: losses are means over examples; ``accuracy`` is the share of correct test predictions.
+
+    ``readings`` are what the optimizer says of itself since the point before, by name: ``lr``, ``damping``,
+    ``momentum``, ``kl_clip_active`` (share of the updates that the clip shortened), ….
+    """
 
     train_seconds: float
     update: int
     train_loss: float
     test_loss: float
     accuracy: float | None = None
+    readings: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How fast the machine was during a run: the seconds of a short reference workload, measured outside the clock.
+
+    Attributes:
+        train_seconds: readings of the training clock at which it was measured, the first 0, the last the run's end.
+        seconds: the workload's wall seconds at each of them.
+        reference: its usual seconds on this device, in the runner's opinion; None if there was none.
+    """
+
+    train_seconds: tuple[float, ...]
+    seconds: tuple[float, ...]
+    reference: float | None = None
+
+    @property
+    def slowdown(self) -> float | None:
+        """How many times slower than usual the machine was, on average over the run; None without a reference."""
+        if self.reference is None or not self.seconds:
+            return None
+        mean = _mean_over(self.train_seconds, self.seconds)
+        return mean / self.reference
+
+
+def _mean_over(x: tuple[float, ...], y: tuple[float, ...]) -> float:
+    """Mean of y over x by the trapezoidal rule."""
+    length = x[-1] - x[0]
+    if length <= 0:
+        return sum(y) / len(y)
+    pairs = zip(x, x[1:], y, y[1:], strict=False)
+    return sum((b - a) * (c + d) / 2 for a, b, c, d in pairs) / length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +132,7 @@ class RunResult:
         examples: training examples processed by them.
         peak_memory_bytes: of the device for CUDA, of the process (resident) for CPU; None if unknown.
         device_name: e.g. the GPU's or CPU's model.
+        calibration: how fast the machine was; None if that was not measured.
     """
 
     outcome: Outcome
@@ -110,3 +148,4 @@ class RunResult:
     examples: int = 0
     peak_memory_bytes: int | None = None
     device_name: str = ""
+    calibration: Calibration | None = None

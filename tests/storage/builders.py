@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kftune.storage.records import RunRecord, SessionRecord, StudyRecord
-from kftune.training.results import PHASES, CurvePoint, Outcome, RunResult
+from kftune.training.results import PHASES, Calibration, CurvePoint, Outcome, RunResult
 
 STARTED_AT = datetime(2026, 3, 1, 12, 30, 15, 250_000, tzinfo=UTC)
 
@@ -44,7 +44,12 @@ def session_record(file_name: str = "demo", **other: Any) -> SessionRecord:
 def curve(n: int = 5) -> tuple[CurvePoint, ...]:
     return tuple(
         CurvePoint(
-            train_seconds=0.1 * i, update=10 * i, train_loss=1 / (i + 1), test_loss=1.1 / (i + 1), accuracy=0.1 * i
+            train_seconds=0.1 * i,
+            update=10 * i,
+            train_loss=1 / (i + 1),
+            test_loss=1.1 / (i + 1),
+            accuracy=0.1 * i,
+            readings={"lr": 0.1, "kl_clip_active": i / n},
         )
         for i in range(n)
     )
@@ -64,6 +69,7 @@ def run_result(**other: Any) -> RunResult:
         examples=40 * 128,
         peak_memory_bytes=3 * 2**30,
         device_name="A CPU @ 2 GHz",
+        calibration=Calibration(train_seconds=(0.0, 0.4), seconds=(0.002, 0.003), reference=0.0025),
     )
     return replace(result, **other)
 

@@ -1,4 +1,6 @@
+import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from sqlalchemy.schema import CreateTable
 from kftune.storage import _migrating as migrating
 from kftune.storage._connecting import Database
 from kftune.storage.models import Base
+from kftune.storage.repository import Repository
+from tests.storage.builders import run_record, session_record, study_record
 
 
 @pytest.fixture
@@ -62,6 +66,27 @@ def test_the_first_revision_can_be_taken_back(engine: sa.Engine) -> None:
         migrating.upgrade(connection, name="a database")
         migrating.downgrade(connection, "base")
         assert sa.inspect(connection).get_table_names() == [migrating.VERSION_TABLE]
+
+
+def test_runs_of_the_first_revision_survive_the_second(path: Path, url: str) -> None:
+    with Repository.open(url) as repository:
+        repository.register([study_record()])
+        record = run_record(repository.begin_session(session_record()))
+        repository.add_run(record, session_ledger={"wall": 1.0})
+        repository.add_run(replace(record, purpose="confirm"), session_ledger={"wall": 2.0})
+    engine = Database.parse(url, "write").engine()
+    with engine.begin() as connection:
+        migrating.downgrade(connection, "0001")
+        assert connection.execute(sa.text("SELECT count(*) FROM kftune_run")).scalar() == 1
+    engine.dispose()
+    with Repository.open(url) as repository:
+        (run,) = repository.runs()
+        bare = tuple(replace(point, readings=None) for point in record.result.curve)
+        assert run == replace(record, result=replace(record.result, calibration=None, curve=bare))
+        assert repository.runs(purpose="confirm") == []
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
 @pytest.mark.parametrize("table", Base.metadata.sorted_tables, ids=lambda table: table.name)

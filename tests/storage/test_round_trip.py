@@ -103,6 +103,30 @@ def test_a_repeat_is_stored_once(repository: Repository) -> None:
     assert repository.sessions()[0].ledger == {"wall": 1.0}  # nothing of the refused transaction is left
 
 
+def test_what_confirms_and_what_was_made_again_stand_apart(repository: Repository) -> None:
+    session_id = repository.begin_session(session_record())
+    counted = run_record(session_id, 2, 1, attempt=2)
+    discarded = run_record(session_id, 2, 1, superseded=True)
+    confirming = [
+        run_record(session_id, 2, 1, purpose="confirm", budget_factor=factor, seed=7) for factor in (1.0, 3.0)
+    ]
+    for record in (discarded, counted, *confirming):
+        repository.add_run(record, session_ledger={})
+    assert repository.runs() == [counted]
+    assert repository.runs(superseded=True) == [discarded]
+    assert repository.runs(purpose="confirm") == confirming
+    with pytest.raises(StorageError, match="is stored already"):
+        repository.add_run(run_record(session_id, 2, 1, purpose="confirm", attempt=2), session_ledger={})
+
+
+def test_a_micro_batch_size_is_kept(repository: Repository) -> None:
+    assert repository.micro_batch("digits kfac cpu") is None
+    repository.save_micro_batch("digits kfac cpu", 64, found_at=STARTED_AT)
+    repository.save_micro_batch("digits kfac cpu", 48, found_at=STARTED_AT)
+    assert repository.micro_batch("digits kfac cpu") == 48
+    assert repository.micro_batch("digits sgd cpu") is None
+
+
 def test_a_run_needs_its_study_and_its_session(repository: Repository) -> None:
     session_id = repository.begin_session(session_record())
     with pytest.raises(StorageError, match="no study 'demo/digits/foof'"):
