@@ -28,7 +28,10 @@ def errors_of(*overrides: str, **keys: Any) -> list[str]:
     ("keys", "message"),
     [
         ({"trails": 3}, "trails: unknown key 'trails'; did you mean 'trials'? (available: budget, devices,"),
-        ({"budget": {"second": 1}}, "budget.second: unknown key 'second'; did you mean 'seconds'? (available: sec"),
+        (
+            {"budget": {"second": 1}},
+            "budget.second: unknown key 'second'; did you mean 'seconds'? (available: reruns, sec",
+        ),
         ({"evaluation": {"point": 1}}, "evaluation.point: unknown key 'point'; did you mean 'points'?"),
         ({"problems": [{"name": "digits_mlp", "arg": {}}]}, "problems[0].arg: unknown key 'arg'; did you mean 'args'?"),
         ({"optimizers": [{"name": "sgd", "fix": {}}]}, "optimizers[0].fix: unknown key 'fix'; did you mean 'fixed'?"),

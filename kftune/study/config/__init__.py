@@ -3,7 +3,6 @@
 from kftune.study.config._devices import resolve_devices
 from kftune.study.config._load import StudyLocation, config_from_dict, load_config, locate_study, parse_config
 from kftune.study.config._models import (
-    BudgetConfig,
     DimensionConfig,
     EvaluationConfig,
     OptimizerConfig,
@@ -13,19 +12,30 @@ from kftune.study.config._models import (
 )
 from kftune.study.config._parameters import Parameter, hyperparameters
 from kftune.study.config._plans import StudyPlan
+from kftune.study.config._policies import (
+    BudgetConfig,
+    LimitConfig,
+    PrunerConfig,
+    RacingConfig,
+    WarmStartConfig,
+)
 from kftune.study.config._storage import storage_url
 
 __all__ = [
     "BudgetConfig",
     "DimensionConfig",
     "EvaluationConfig",
+    "LimitConfig",
     "OptimizerConfig",
     "Parameter",
     "ProblemConfig",
+    "PrunerConfig",
+    "RacingConfig",
     "SamplerConfig",
     "StudyConfig",
     "StudyLocation",
     "StudyPlan",
+    "WarmStartConfig",
     "config_from_dict",
     "hyperparameters",
     "load_config",

@@ -25,7 +25,7 @@ def resolve_devices(config: StudyConfig, override: str | None = None) -> list[st
     import torch
     from pydantic import TypeAdapter, ValidationError
 
-    from kftune.study.config._models import Devices
+    from kftune.study.config._fields import Devices
 
     source = None if override is None else "--devices"
     try:

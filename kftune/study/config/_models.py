@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationInfo,
     field_validator,
@@ -18,9 +15,22 @@ from pydantic import (
     model_validator,
 )
 
-from kftune._targets import check_target, code_version, is_target
-from kftune.errors import suggestion
+from kftune._targets import code_version
+from kftune.study.config._fields import (
+    Devices,
+    Name,
+    Number,
+    Scalar,
+    Strict,
+    Target,
+    Values,
+    Whole,
+    check_name,
+    named,
+    whole_or_auto,
+)
 from kftune.study.config._flaws import show
+from kftune.study.config._policies import BudgetConfig, LimitConfig, PrunerConfig, RacingConfig, WarmStarts
 from kftune.study.config._storage import storage_url, without_password
 
 if TYPE_CHECKING:
@@ -36,133 +46,15 @@ __all__ = [
     "StudyConfig",
 ]
 
-_LONGEST_NAME = 100
-_NAME = re.compile(r"[^\W_][\w.\- ]*(?<! )")
 
-
-def _number(value: Any) -> Any:
-    """Text that reads as a number is one; true and false are not."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            raise ValueError(f"must be a number, got {show(value)}") from None
-    if isinstance(value, bool):
-        raise ValueError(f"must be a number, got {show(value)}")
-    return value
-
-
-def _whole(value: Any) -> Any:
-    """As :func:`_number`; pydantic then refuses fractions."""
-    try:
-        return _number(value)
-    except ValueError as error:
-        raise ValueError(str(error).replace("a number", "a whole number", 1)) from None
-
-
-def _name(value: Any) -> Any:
-    """Names become parts of file names and of study names, where a slash separates."""
-    if isinstance(value, int | float):
-        raise ValueError(f"must be text, got {show(value)} (put it in quotes)")
-    if not isinstance(value, str):
-        raise ValueError(f"must be text, got {show(value)}")
-    if not _NAME.fullmatch(value) or len(value) > _LONGEST_NAME:
-        raise ValueError(
-            "must begin with a letter or digit and hold only letters, digits, spaces and . _ - "
-            f"(at most {_LONGEST_NAME} characters), got {show(value)}"
-        )
-    return value
-
-
-def _scalar(value: Any) -> Any:
-    if value is not None and not isinstance(value, bool | int | float | str):
-        raise ValueError(f"must be a single value (number, text, true, false or null), got {show(value)}")
-    return value
-
-
-def _threads(value: Any) -> Any:
-    if value == "auto":
-        return value
-    number = value if isinstance(value, str) else _number(value)
-    if not isinstance(number, int | float) or number < 1 or number != int(number):
-        raise ValueError(f"must be a whole number of at least 1, or auto, got {show(value)}")
-    return int(number)
-
-
-def _devices(value: Any) -> Any:
-    """``auto``, or a list of ``cpu``, ``cuda`` (all of them) and ``cuda:<i>``; one slot per item."""
-    if value == "auto":
-        return value
-    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not names:
-        raise ValueError(f"must be auto or a list of devices such as cpu or cuda:0, got {show(value)}")
-    for name in names:
-        if not isinstance(name, str) or not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-            hint = suggestion(name, ["auto", "cpu", "cuda", "cuda:0"]) if isinstance(name, str) else ""
-            raise ValueError(f"unknown device {show(name)}{hint}")
-    return tuple(names)
-
-
-def _values(value: Any) -> Any:
-    """One value; or several, for an argument that is a tuple (only targets have these)."""
-    return tuple(_scalar(item) for item in value) if isinstance(value, list | tuple) and value else _scalar(value)
-
-
-def _target(value: Any) -> Any:
-    if not isinstance(value, str):
-        raise ValueError(f"must be text such as package.module:Class, got {show(value)}")
-    check_target(value)
-    return value
-
-
-def _named(value: Any, kind: str) -> Any:
-    """A bare name stands for ``{name: …}``, one with a colon for ``{target: …}``."""
-    if isinstance(value, str):
-        return {"target" if is_target(value) else "name": value}
-    if not isinstance(value, Mapping):
-        raise ValueError(f"must be {kind} or a mapping with its name, got {show(value)}")
-    return value
-
-
-Number: TypeAlias = Annotated[float, BeforeValidator(_number)]
-Whole: TypeAlias = Annotated[int, BeforeValidator(_whole)]
-Name: TypeAlias = Annotated[str, BeforeValidator(_name)]
-Scalar: TypeAlias = Annotated[Any, BeforeValidator(_scalar)]
-Values: TypeAlias = Annotated[Any, BeforeValidator(_values)]
-Target: TypeAlias = Annotated[str, BeforeValidator(_target)]
-Devices: TypeAlias = Annotated[Literal["auto"] | tuple[str, ...], BeforeValidator(_devices)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
-
-
-class BudgetConfig(_Strict):
-    """What each run gets: ``seconds`` of training or a number of parameter ``updates``, never both."""
-
-    seconds: Annotated[Number, Field(gt=0)] | None = None
-    updates: Annotated[Whole, Field(ge=1)] | None = None
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> BudgetConfig:
-        if (self.seconds is None) == (self.updates is None):
-            given = "neither" if self.seconds is None else "both budget.seconds and budget.updates"
-            raise ValueError(f"give either seconds or updates, got {given}")
-        return self
-
-    @model_serializer
-    def _only_the_one(self) -> dict[str, Any]:
-        return {"seconds": self.seconds} if self.seconds is not None else {"updates": self.updates}
-
-
-class EvaluationConfig(_Strict):
+class EvaluationConfig(Strict):
     """How often a run is measured (``points`` per run) and on how many training examples its train loss is."""
 
     points: Annotated[Whole, Field(ge=1)] = 20
     train_examples: Annotated[Whole, Field(ge=1)] = 2000
 
 
-class _Item(_Strict):
+class _Item(Strict):
     """A plug-in: of the registry by ``name``, or anyone's by ``target``, which ``name`` only calls something."""
 
     target: Target | None = None
@@ -172,7 +64,7 @@ class _Item(_Strict):
     @classmethod
     def _names_the_target(cls, value: Any, info: ValidationInfo) -> Any:
         # A registry's name is looked up, this one becomes part of studies' names as a label does.
-        return value if value is None or info.data.get("target") is None else _name(value)
+        return value if value is None or info.data.get("target") is None else check_name(value)
 
     @property
     def key(self) -> str:
@@ -189,10 +81,10 @@ class ProblemConfig(_Item):
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
-        return _named(value, "a problem's name")
+        return named(value, "a problem's name")
 
 
-class DimensionConfig(_Strict):
+class DimensionConfig(Strict):
     """A change to one dimension of an optimizer's own space, or a whole new one; keys not given are the own space's.
 
     ``low`` and ``high`` are the value's own bounds, unless ``relative_to`` is given too: then they are the ratio's.
@@ -252,10 +144,10 @@ class OptimizerConfig(_Item):
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
-        return _named(value, "an optimizer's name")
+        return named(value, "an optimizer's name")
 
 
-class SamplerConfig(_Strict):
+class SamplerConfig(Strict):
     """What proposes configurations: a name, or ``{name: tpe, <option>: …}``."""
 
     name: str = "gpyopt"
@@ -264,7 +156,7 @@ class SamplerConfig(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
-        mapping = _named(value, "a sampler's name")
+        mapping = named(value, "a sampler's name")
         if not isinstance(mapping, Mapping):
             return mapping
         options = {key: option for key, option in mapping.items() if key != "name"}
@@ -275,7 +167,7 @@ class SamplerConfig(_Strict):
         return {"name": self.name, **self.options}
 
 
-class StudyConfig(_Strict):
+class StudyConfig(Strict):
     """A study file.
 
     Attributes:
@@ -294,6 +186,12 @@ class StudyConfig(_Strict):
         threads: CPU threads of a worker; ``"auto"`` shares the cores out among the CPU slots.
         dtype: of data and parameters.
         evaluation: how runs are measured.
+        limit: where the whole file stops, though its studies may not have all their trials.
+        racing: whether hopeless trials are not repeated; None for no.
+        pruner: what stops runs that fall behind; None for nothing.
+        warm_start: earlier studies whose best configurations are tried first.
+        micro_batch: ``"auto"`` cuts batches that do not fit in the device's memory into micro-batches that do, a number
+            any batch into ones of at most so many examples; None leaves them as they are.
         run_timeout: wall seconds after which a run is stopped; None for no limit of the study's own.
         module_dir: where the modules of targets are looked for before the installed ones; by default the study file's
             own directory if it has targets.
@@ -311,11 +209,21 @@ class StudyConfig(_Strict):
     seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 0
     storage: Annotated[str, BeforeValidator(storage_url)]
     devices: Devices = "auto"
-    threads: Annotated[Literal["auto"] | int, BeforeValidator(_threads)] = "auto"
+    threads: Annotated[Literal["auto"] | int, BeforeValidator(whole_or_auto)] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     evaluation: EvaluationConfig = EvaluationConfig()
+    limit: LimitConfig = LimitConfig()
+    racing: RacingConfig | None = None
+    pruner: PrunerConfig | None = None
+    warm_start: WarmStarts = ()
+    micro_batch: Annotated[Literal["auto"] | int, BeforeValidator(whole_or_auto)] | None = None
     run_timeout: Annotated[Number, Field(gt=0)] | None = None
     module_dir: str | None = None
+
+    @field_validator("racing", mode="before")
+    @classmethod
+    def _no_racing(cls, value: Any) -> Any:
+        return None if value is False else value
 
     @model_validator(mode="before")
     @classmethod

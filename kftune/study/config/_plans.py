@@ -23,8 +23,10 @@ __all__ = ["StudyPlan", "make_plans"]
 
 T = TypeVar("T", bound=Named)
 
-_SHARED = ("budget", "repeats", "startup_trials", "objective", "seed", "threads", "dtype", "evaluation")
-"""Keys of the study file, beside the sampler's, that decide what a trial of any of its studies is."""
+_SHARED = ("repeats", "startup_trials", "objective", "seed", "threads", "dtype", "evaluation")
+"""Keys of the study file, beside the budget's and the sampler's, that decide what a trial of any of its studies is."""
+
+_SHARED_IF_SET = ("racing", "pruner", "micro_batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,9 @@ def _make_plans(config: StudyConfig) -> tuple[tuple[StudyPlan, ...], Flaws]:
     optimizer_labels = _labels(config.optimizers, optimizers, "optimizers", flaws)
     sampler, options = _sampler(config, flaws)
     plain = config.to_dict()
-    shared = {key: plain[key] for key in _SHARED} | {"sampler": {"name": config.sampler.name, **options}}
+    shared = {"budget": config.budget.identity()} | {key: plain[key] for key in _SHARED}
+    shared |= {key: plain[key] for key in _SHARED_IF_SET if plain[key] is not None}
+    shared |= {"sampler": {"name": config.sampler.name, **options}}
     plans = []
     for i, j in itertools.product(problems, optimizers):
         problem, entry = config.problems[i], problems[i]
