@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from abc import abstractmethod
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -51,6 +52,10 @@ class Pace:
         self.n_done += 1
         self._n_here += 1
         self._last = time.monotonic()
+
+    def runs_skipped(self, n: int) -> None:
+        """So many will not be made."""
+        self.n_runs -= n
 
     def seconds_left(self) -> float | None:
         """An estimate; None while there is nothing to go by."""
@@ -104,6 +109,10 @@ class ProgressReporter(Reporter):
         if result.outcome is Outcome.CRASHED:
             reason = (result.message.strip().splitlines() or ["no reason given"])[-1]
             self.message(f"{self._label(key.study)}, trial {key.trial}: a run crashed: {reason}")
+
+    def runs_skipped(self, study: str, n: int) -> None:
+        """There is less to do."""
+        self._pace.runs_skipped(n)
 
     def message(self, text: str) -> None:
         """Print a line."""
@@ -207,6 +216,11 @@ class LiveReporter(ProgressReporter):
         super().run_finished(key, result)
         self._running.pop(key, None)
         self._done[key.study] += 1
+
+    def runs_skipped(self, study: str, n: int) -> None:
+        """Shorten its study's bar."""
+        super().runs_skipped(study, n)
+        self._totals[study] = replace(self._totals[study], n_runs=self._totals[study].n_runs - n)
 
     def trial_finished(self, study: str, trial: int, value: float | None, best: float | None) -> None:
         """Show the best."""

@@ -105,6 +105,9 @@ def _conclude(config: StudyConfig, repository: Repository, summary: RunSummary, 
             whole=True,
         )
         return _EXIT_INTERRUPTED
+    if summary.outcome == "limited":
+        say(f"\n{summary.message}; every run is stored. Once the limit is raised, go on with: {again}", whole=True)
+        return 0
     if summary.outcome == "already_complete":
         say(f"{config.name} is complete already: every study has its {config.trials} trials; nothing to do")
     else:

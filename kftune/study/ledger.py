@@ -34,6 +34,10 @@ class Ledger:
         """Add seconds measured elsewhere."""
         self._seconds[kind] += seconds
 
+    def wall_seconds(self) -> float:
+        """Since the session began."""
+        return time.perf_counter() - self._started
+
     def to_dict(self) -> dict[str, float]:
         """The state now, for storage."""
-        return {"wall": time.perf_counter() - self._started, **self._seconds, "slots": float(self._n_slots)}
+        return {"wall": self.wall_seconds(), **self._seconds, "slots": float(self._n_slots)}

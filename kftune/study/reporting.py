@@ -44,6 +44,9 @@ class Reporter:
     def run_finished(self, key: RunKey, result: RunResult) -> None:
         """A run ended and is stored."""
 
+    def runs_skipped(self, study: str, n: int) -> None:
+        """So many runs of a trial will not be made: its first was pruned, or hopeless."""
+
     def trial_finished(self, study: str, trial: int, value: float | None, best: float | None) -> None:
         """A trial was told to the sampler (None: it has no value); ``best`` is the study's best so far."""
 

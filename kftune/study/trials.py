@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,9 +16,12 @@ from kftune.study.config import StudyConfig, StudyPlan
 from kftune.study.ledger import Ledger
 from kftune.study.samplers import grid_size, make_sampler
 from kftune.training.objective import point_objective, run_objective
-from kftune.training.results import CurvePoint, RunResult
+from kftune.training.results import CurvePoint, Outcome, RunResult
 
 __all__ = ["OpenTrial", "Trials", "run_seed"]
+
+
+_FINISHED = ("complete", "fail", "pruned")
 
 
 def run_seed(study_seed: int, repeat: int) -> int:
@@ -33,12 +37,23 @@ def sampler_seed(study_seed: int, plan: StudyPlan) -> int:
 
 @dataclass
 class OpenTrial:
-    """A trial in progress: its hyperparameters, and its runs so far by repeat."""
+    """A trial in progress.
+
+    Attributes:
+        plan: its study.
+        number: from 0.
+        params: resolved hyperparameters.
+        results: of its runs so far, by repeat.
+        n_superseded: how many of its runs are superseded, by repeat.
+        is_hopeless: whether its first run is; None before that is known.
+    """
 
     plan: StudyPlan
     number: int
     params: dict[str, Value]
     results: dict[int, RunResult] = field(default_factory=dict)
+    n_superseded: dict[int, int] = field(default_factory=dict)
+    is_hopeless: bool | None = None
 
 
 class Trials:
@@ -52,6 +67,8 @@ class Trials:
 
     Attributes:
         n_trials: trials by study; fewer than the study file says where a grid has no more points.
+        n_begun: trials of all studies that are finished or were handed out.
+        first_run_decides: whether a trial's other runs depend on its first.
     """
 
     def __init__(
@@ -62,6 +79,9 @@ class Trials:
         self._repository = repository
         self._ledger = ledger
         self._untrained: dict[tuple[str, int], CurvePoint] = {}
+        self._first_values: dict[str, dict[int, float]] = {plan.study: {} for plan in plans}
+        self.n_begun = 0
+        self.first_run_decides = config.racing is not None or config.pruner is not None
         self.n_trials = {plan.study: self._n_trials(plan) for plan in plans}
 
     def _n_trials(self, plan: StudyPlan) -> int:
@@ -72,7 +92,7 @@ class Trials:
     def n_finished(self) -> dict[str, int]:
         """Finished trials by study, as stored."""
         return {
-            plan.study: sum(trial.state in ("complete", "fail") for trial in self._repository.trials(plan.study))
+            plan.study: sum(trial.state in _FINISHED for trial in self._repository.trials(plan.study))
             for plan in self._plans
         }
 
@@ -82,12 +102,19 @@ class Trials:
 
     def in_turn(self) -> Iterator[OpenTrial]:
         """Trial k of every study before trial k+1 of any; trials begun by an earlier session come where they belong."""
+        self.n_begun = sum(self.n_finished().values())
+        return self._in_turn()
+
+    def _in_turn(self) -> Iterator[OpenTrial]:
         stored = {plan.study: self._stored_runs(plan) for plan in self._plans}
+        superseded = {plan.study: self._n_superseded(plan) for plan in self._plans}
         for number in range(self._config.trials):
             for plan in self._plans:
                 trial = self._open(plan, number) if number < self.n_trials[plan.study] else None
                 if trial is not None:
                     trial.results |= stored[plan.study].get(number, {})
+                    trial.n_superseded |= superseded[plan.study].get(number, {})
+                    self.n_begun += 1
                     yield trial
 
     def _stored_runs(self, plan: StudyPlan) -> dict[int, dict[int, RunResult]]:
@@ -96,19 +123,54 @@ class Trials:
         for record in self._repository.runs(plan.study):
             by_trial.setdefault(record.trial, {})[record.repeat] = record.result
             self.remember_untrained(plan, record.repeat, record.result)
+        for number in (trial.number for trial in self._repository.trials(plan.study) if trial.state in _FINISHED):
+            self._remember_first(plan, number, by_trial.get(number, {}))
         return by_trial
+
+    def _n_superseded(self, plan: StudyPlan) -> dict[int, Counter[int]]:
+        """Superseded runs of earlier sessions: trial → repeat → how many."""
+        by_trial: dict[int, Counter[int]] = {}
+        for record in self._repository.runs(plan.study, curves=False, superseded=True):
+            by_trial.setdefault(record.trial, Counter())[record.repeat] += 1
+        return by_trial
+
+    def missing_repeats(self, trial: OpenTrial) -> list[int]:
+        """Runs of a trial that are still to be made and may be begun, as far as its results tell."""
+        missing = [repeat for repeat in range(self._config.repeats) if repeat not in trial.results]
+        if not self.first_run_decides:
+            return missing
+        if 0 not in trial.results:
+            return [0]
+        if trial.is_hopeless is None:
+            trial.is_hopeless = self._is_hopeless(trial)
+        return [] if trial.results[0].outcome is Outcome.PRUNED or trial.is_hopeless else missing
+
+    def _is_hopeless(self, trial: OpenTrial) -> bool:
+        """See :class:`kftune.study.config.RacingConfig`."""
+        value = self._value(trial.plan, 0, trial.results[0])
+        known = self._first_values[trial.plan.study]
+        earlier = [first for number, first in known.items() if number < trial.number]
+        if self._config.racing is None or value is None or len(earlier) < self._config.startup_trials:
+            return False
+        return value > float(np.quantile(earlier, self._config.racing.quantile))
+
+    def _remember_first(self, plan: StudyPlan, number: int, results: Mapping[int, RunResult]) -> None:
+        value = self._value(plan, 0, results[0]) if 0 in results else None
+        if value is not None:
+            self._first_values[plan.study][number] = value
 
     def _open(self, plan: StudyPlan, number: int) -> OpenTrial | None:
         """Ask for trial ``number``, or take it over from a session that did not finish it; None if it is finished."""
         with self._ledger.counted("asking"):
             study = self._study(plan, number)
             trials = study.get_trials(deepcopy=False)
-            if number < len(trials):
-                if trials[number].state.is_finished():
-                    return None
+            state = trials[number].state if number < len(trials) else None
+            if state is not None and state.is_finished():
+                return None
+            if state is optuna.trial.TrialState.RUNNING:
                 trial = optuna.trial.Trial(study, trials[number]._trial_id)
             else:
-                trial = study.ask()
+                trial = study.ask()  # a new one, or the first that is enqueued: which is this, as those before it began
             return OpenTrial(plan, number, plan.space.suggest(trial))
 
     def _study(self, plan: StudyPlan, number: int) -> optuna.Study:
@@ -127,9 +189,13 @@ class Trials:
         values = [self._value(trial.plan, repeat, result) for repeat, result in sorted(trial.results.items())]
         known = [value for value in values if value is not None]
         value = sum(known) / len(known) if len(known) == len(values) else None
+        self._remember_first(trial.plan, trial.number, trial.results)
         with self._ledger.counted("telling"):
             study = self._study(trial.plan, trial.number)
-            if value is None:
+            if any(result.outcome is Outcome.PRUNED for result in trial.results.values()):
+                # Its value is the last that was reported.
+                study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
+            elif value is None:
                 study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
             else:
                 study.tell(trial.number, value)
@@ -137,9 +203,12 @@ class Trials:
         return value, min((t.value for t in complete if t.value is not None), default=None)
 
     def _value(self, plan: StudyPlan, repeat: int, result: RunResult) -> float | None:
-        untrained = self._untrained.get((plan.problem, repeat))
-        fallback = point_objective(untrained, self._config.objective) if untrained is not None else None
-        return run_objective(result, self._config.objective, untrained=fallback)
+        return run_objective(result, self._config.objective, untrained=self.untrained(plan, repeat))
+
+    def untrained(self, plan: StudyPlan, repeat: int) -> float | None:
+        """The untrained model's objective; None if no run of this problem and repeat has measured it yet."""
+        point = self._untrained.get((plan.problem, repeat))
+        return None if point is None else point_objective(point, self._config.objective)
 
     def remember_untrained(self, plan: StudyPlan, repeat: int, result: RunResult) -> None:
         """Keep the untrained model's point, for runs of this problem and repeat that end before they measure it."""

@@ -2,6 +2,7 @@
 
 Started as ``python -m kftune.study.worker FD``; ``FD`` is its end of a socket pair. It reads pickled
 :class:`~kftune.training.results.RunSpec` objects and answers with :class:`Ready`, :class:`Point` and :class:`Done`.
+A run that is judged waits after every point but the first for a :class:`Verdict`, with the training clock stopped.
 It ends when the other end closes, also in the middle of a run: a runner that dies leaves no worker behind.
 """
 
@@ -16,7 +17,7 @@ from multiprocessing.connection import Connection
 
 from kftune.training.results import CurvePoint, RunResult, RunSpec
 
-__all__ = ["Done", "Point", "Ready", "main"]
+__all__ = ["Done", "Point", "Ready", "Verdict", "main"]
 
 
 @dataclass(frozen=True)
@@ -38,31 +39,46 @@ class Done:
     result: RunResult
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """To the worker: whether the run in progress may go on after the point it has just sent."""
+
+    goes_on: bool
+
+
 def main() -> None:
     """Serve until the connection closes."""
     connection = Connection(int(sys.argv[1]))
     inbox: queue.SimpleQueue[RunSpec] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
+    verdicts: queue.SimpleQueue[Verdict] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, inbox, verdicts), daemon=True).start()
 
     import torch
 
     from kftune.optim import OPTIMIZERS
     from kftune.problems import PROBLEMS
-    from kftune.training.trainer import train
+    from kftune.training.trainer import PrunedError, train
 
     OPTIMIZERS.names(), PROBLEMS.names()  # imports every plug-in before the first run's set-up is timed
     connection.send(Ready())
     while True:
         spec = inbox.get()
         torch.set_num_threads(spec.threads)
-        connection.send(Done(train(spec, on_point=lambda point: connection.send(Point(point)))))
+
+        def report(point: CurvePoint, spec: RunSpec = spec) -> None:
+            connection.send(Point(point))
+            if spec.is_judged and point.update > 0 and not verdicts.get().goes_on:
+                raise PrunedError(f"it had fallen behind after {point.train_seconds:.3g} s, {point.update} updates")
+
+        connection.send(Done(train(spec, on_point=report)))
 
 
-def _receive(connection: Connection, inbox: queue.SimpleQueue[RunSpec]) -> None:
-    """Read run specifications; leave at once, whatever the main thread is doing, when the runner is gone."""
+def _receive(connection: Connection, inbox: queue.SimpleQueue[RunSpec], verdicts: queue.SimpleQueue[Verdict]) -> None:
+    """Sort what comes in; leave at once, whatever the main thread is doing, when the runner is gone."""
     while True:
         try:
-            inbox.put(connection.recv())
+            message = connection.recv()
+            (verdicts if isinstance(message, Verdict) else inbox).put(message)
         except (EOFError, OSError):
             os._exit(0)
 

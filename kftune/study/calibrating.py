@@ -1,0 +1,73 @@
+"""Whether the machine was as fast as usual during a run."""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from dataclasses import replace
+
+from kftune.storage.repository import Repository, RunRecord
+from kftune.study.config import StudyConfig
+from kftune.training.calibration import reference_seconds
+from kftune.training.results import RunResult
+
+__all__ = ["MachineSpeed"]
+
+_N_REMEMBERED = 1000  # measurements; about the last fifty runs
+
+
+class MachineSpeed:
+    """Knows the usual seconds of the reference workload, by device, from the runs of a study file on this host.
+
+    Args:
+        config: the study file.
+        repository: where its runs are stored.
+    """
+
+    def __init__(self, config: StudyConfig, *, repository: Repository) -> None:
+        self._tolerance = config.budget.tolerance
+        self._is_timed = config.budget.seconds is not None
+        self._history: dict[str, deque[float]] = {}
+        if self._is_timed:
+            for run in _runs_on_this_host(config.name, repository):
+                self._remember(run.result)
+
+    def _remember(self, result: RunResult) -> None:
+        if result.calibration is not None:
+            history = self._history.setdefault(result.device_name, deque(maxlen=_N_REMEMBERED))
+            history.extend(result.calibration.seconds)
+
+    def judged(self, result: RunResult) -> RunResult:
+        """The same result, its calibration beside the usual seconds (of the runs up to and with this one)."""
+        if result.calibration is None or not self._is_timed:
+            return result
+        self._remember(result)
+        reference = reference_seconds(tuple(self._history[result.device_name]))
+        return replace(result, calibration=replace(result.calibration, reference=reference))
+
+    def is_off(self, result: RunResult) -> bool:
+        """Whether the machine was slower or faster than usual by more than the tolerance."""
+        slowdown = result.calibration.slowdown if result.calibration is not None else None
+        return slowdown is not None and max(slowdown, 1 / slowdown) > 1 + self._tolerance
+
+    def described(self, result: RunResult) -> str:
+        """In words."""
+        slowdown = result.calibration.slowdown if result.calibration is not None else None
+        if slowdown is None:
+            return "the machine's speed is not known"
+        factor, how = (slowdown, "slower") if slowdown >= 1 else (1 / slowdown, "faster")
+        return f"the machine was {factor:.2f} times {how} than usual"
+
+
+def _runs_on_this_host(file_name: str, repository: Repository) -> list[RunRecord]:
+    """Every run of a study file that was made here, in the order of their ends."""
+    host = socket.gethostname()
+    here = {session.id for session in repository.sessions(file_name) if session.host == host}
+    runs = [
+        run
+        for purpose in ("search", "confirm")
+        for superseded in (False, True)
+        for run in repository.runs(curves=False, purpose=purpose, superseded=superseded)
+        if run.session_id in here
+    ]
+    return sorted(runs, key=lambda run: run.started_at)

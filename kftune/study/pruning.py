@@ -1,0 +1,73 @@
+"""Whether a run may go on after a point of its curve: Optuna's pruners, their resource the share of the budget."""
+
+from __future__ import annotations
+
+import math
+
+import optuna
+
+from kftune.storage.repository import Repository
+from kftune.study.config import StudyConfig, StudyPlan
+from kftune.training.objective import point_objective
+from kftune.training.results import CurvePoint
+
+__all__ = ["Judge", "make_pruner"]
+
+
+class Judge:
+    """Reports the curves of first runs to Optuna and asks its pruner.
+
+    A step is a part of the budget as long as the time between two evaluations; what is reported is the objective there,
+    never above the untrained model's. Reports are stored with the trial, so that a resumed study judges alike.
+
+    Args:
+        config: the study file.
+        repository: where its studies are stored.
+    """
+
+    def __init__(self, config: StudyConfig, *, repository: Repository) -> None:
+        self._config = config
+        self._repository = repository
+        self._pruner = make_pruner(config)
+
+    def goes_on(self, plan: StudyPlan, number: int, point: CurvePoint, *, untrained: CurvePoint) -> bool:
+        """Whether the run may go on.
+
+        Args:
+            plan: its study.
+            number: of its trial.
+            point: the newest of its curve, not the untrained model's.
+            untrained: the first of its curve.
+        """
+        share, n_steps = self._share(point), self._config.evaluation.points
+        step = max(1, round(share * n_steps))
+        value = point_objective(point, self._config.objective)
+        if share >= 1 or not math.isfinite(value):
+            return True  # it ends by itself
+        study = optuna.load_study(study_name=plan.study, storage=self._repository.optuna_storage, pruner=self._pruner)
+        trial = optuna.trial.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
+        # A run that was lost and is made again passes the same steps.
+        if step not in study.get_trials(deepcopy=False)[number].intermediate_values:
+            trial.report(min(value, point_objective(untrained, self._config.objective)), step)
+        return not trial.should_prune()
+
+    def _share(self, point: CurvePoint) -> float:
+        budget = self._config.budget
+        if budget.updates is not None:
+            return point.update / budget.updates
+        return point.train_seconds / (budget.seconds or math.inf)
+
+
+def make_pruner(config: StudyConfig) -> optuna.pruners.BasePruner:
+    """The study file's pruner; steps are those of :class:`Judge`."""
+    settings, n_steps = config.pruner, config.evaluation.points
+    if settings is None:
+        return optuna.pruners.NopPruner()
+    first = max(1, math.ceil(settings.after * n_steps))
+    if settings.name == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=config.startup_trials, n_warmup_steps=first - 1)
+    if settings.name == "successive_halving":
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=settings.reduction_factor)
+    return optuna.pruners.HyperbandPruner(
+        min_resource=first, max_resource=n_steps, reduction_factor=settings.reduction_factor
+    )
