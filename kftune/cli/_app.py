@@ -7,7 +7,24 @@ from typing import Annotated
 import typer
 
 import kftune
-from kftune.cli import best, dashboard, data, describe, init, listing, profile, resume, run, status, validate
+from kftune.cli import (
+    best,
+    compare,
+    confirm,
+    dashboard,
+    data,
+    describe,
+    export,
+    import_,
+    init,
+    listing,
+    profile,
+    resume,
+    run,
+    status,
+    transfer,
+    validate,
+)
 
 __all__ = ["app"]
 
@@ -40,8 +57,13 @@ app.command("init")(init.init)
 app.command("validate")(validate.validate)
 app.command("run")(run.run)
 app.command("resume")(resume.resume)
+app.command("confirm")(confirm.confirm)
 app.command("status")(status.status)
 app.command("best")(best.best)
+app.command("compare")(compare.compare)
+app.command("transfer")(transfer.transfer)
+app.command("export")(export.export)
+app.command("import")(import_.import_)
 app.command("dashboard")(dashboard.dashboard)
 app.command("profile")(profile.profile)
 app.command("list")(listing.list_)

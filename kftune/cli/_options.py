@@ -7,7 +7,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-__all__ = ["AsJson", "DataDir", "Devices", "Overrides", "Storage", "StoredStudy", "StudyFile"]
+__all__ = ["AsJson", "DataDir", "Devices", "Overrides", "Storage", "StoredStudy", "StudyFile", "Workers"]
 
 StudyFile: TypeAlias = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.")]
 StoredStudy: TypeAlias = Annotated[
@@ -31,6 +31,10 @@ Overrides: TypeAlias = Annotated[
 Devices: TypeAlias = Annotated[
     str | None,
     typer.Option("--devices", metavar="LIST", help="One slot per item, e.g. cuda:0,cuda:1 or cpu; or auto."),
+]
+Workers: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--workers", metavar="N", min=1, help="Runs at a time on the CPU, its cores shared out among them."),
 ]
 DataDir: TypeAlias = Annotated[
     Path | None,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -14,62 +16,125 @@ from typing import TYPE_CHECKING
 from kftune.cli._output import counted, say
 from kftune.cli._progress import ProgressReporter, make_reporter
 from kftune.cli._tables import print_best
+from kftune.cli._target import find_target
+from kftune.errors import StorageError
 
 if TYPE_CHECKING:
     from kftune.storage.repository import Repository
     from kftune.study.config import StudyConfig
     from kftune.study.runner import Interrupt, RunSummary
 
-__all__ = ["run_session"]
+__all__ = ["Sitting", "stored_config"]
 
 _EXIT_CRASHED = 1
 _EXIT_INTERRUPTED = 130
 
 
-def run_session(
-    config: StudyConfig, *, devices: str | None, data_dir: Path | None, again: str, dry_run: bool = False
-) -> int:
-    """Bring a study file's studies to their ends; returns the exit code.
+@dataclass(frozen=True)
+class Sitting:
+    """One call of a command that trains.
 
-    Args:
+    Attributes:
         config: the study file.
         devices: what ``--devices`` said.
+        workers: what ``--workers`` said.
         data_dir: what ``--data-dir`` said.
         again: the command that goes on after an interrupt.
-        dry_run: stop after the checks.
-
-    Raises:
-        UsageError: data or a device are missing, the database cannot be used, a stored study differs; nothing of the
-            study is written then.
     """
-    from kftune.problems import default_data_dir
-    from kftune.storage.repository import Repository
-    from kftune.study.config import resolve_devices
-    from kftune.study.runner import Interrupt, preflight, run_studies
 
-    slots = resolve_devices(config, devices)
-    directory = data_dir if data_dir is not None else default_data_dir()
-    preflight(config, data_dir=directory)
-    if dry_run:
-        say(f"devices: {', '.join(slots)}\nall checks passed; nothing was run or written")
+    config: StudyConfig
+    devices: str | None
+    workers: int | None
+    data_dir: Path | None
+    again: str
+
+    def search(self, *, dry_run: bool = False) -> int:
+        """Bring the studies to their ends; returns the exit code.
+
+        Args:
+            dry_run: stop after the checks.
+
+        Raises:
+            UsageError: data or a device are missing, the database cannot be used, a stored study differs; nothing of
+                the study is written then.
+        """
+        from kftune.study.runner import run_studies
+
+        if dry_run:
+            slots, _ = self._checked()
+            say(f"devices: {', '.join(slots)}\nall checks passed; nothing was run or written")
+            return 0
+        each = f"every study has its {self.config.trials} trials"
+        return self._train(
+            run_studies,
+            lambda repository: _print_best(self.config, repository),
+            f"{self.config.name} is complete already: {each}; nothing to do",
+        )
+
+    def confirm(
+        self, *, top: int, seeds: int, budget_factors: Sequence[float], show: Callable[[Repository], None]
+    ) -> int:
+        """Confirm the best configurations, then show what came of it; returns the exit code.
+
+        Raises:
+            UsageError: as :meth:`search`, or there is nothing to confirm.
+        """
+        from kftune.study.confirm import confirm_studies
+
+        return self._train(
+            partial(confirm_studies, top=top, seeds=seeds, budget_factors=budget_factors),
+            show,
+            f"{self.config.name} is confirmed already, at these seeds and budgets; kftune compare shows it",
+        )
+
+    def _checked(self) -> tuple[list[str], Path]:
+        """The device of every slot, and where the data are."""
+        from kftune.problems import default_data_dir
+        from kftune.study.config import resolve_devices
+        from kftune.study.runner import preflight
+
+        slots = resolve_devices(self.config, self.devices, workers=self.workers)
+        directory = self.data_dir if self.data_dir is not None else default_data_dir()
+        preflight(self.config, data_dir=directory)
+        return slots, directory
+
+    def _train(
+        self,
+        train: Callable[..., RunSummary],
+        show: Callable[[Repository], None],
+        already: str,
+    ) -> int:
+        from kftune.storage.repository import Repository
+        from kftune.study.runner import Interrupt
+
+        slots, directory = self._checked()
+        with Repository.open(self.config.storage) as repository:
+            interrupt = Interrupt()
+            reporter = make_reporter(self.config, interrupt)
+            try:
+                with _signals(interrupt, reporter), reporter:
+                    summary = train(
+                        self.config,
+                        repository=repository,
+                        devices=slots,
+                        data_dir=directory,
+                        reporter=reporter,
+                        interrupt=interrupt,
+                    )
+            except KeyboardInterrupt:
+                say(f"\nstopped; every finished run is stored. Go on with: {self.again}", whole=True)
+                return _EXIT_INTERRUPTED
+            code = _conclude(summary, self.again)
+            if code is not None:
+                return code
+            if summary.outcome == "already_complete":
+                say(already)
+            else:
+                say()
+                show(repository)
+            where = shlex.join([self.config.name, "--storage", repository.name])
+        say(f"\nSee more with: kftune dashboard {where}\n               kftune status {where}", whole=True)
         return 0
-    with Repository.open(config.storage) as repository:
-        interrupt = Interrupt()
-        reporter = make_reporter(config, interrupt)
-        try:
-            with _signals(interrupt, reporter), reporter:
-                summary = run_studies(
-                    config,
-                    repository=repository,
-                    devices=slots,
-                    data_dir=directory,
-                    reporter=reporter,
-                    interrupt=interrupt,
-                )
-        except KeyboardInterrupt:
-            say(f"\nstopped; every finished run is stored. Go on with: {again}", whole=True)
-            return _EXIT_INTERRUPTED
-        return _conclude(config, repository, summary, again)
 
 
 @contextmanager
@@ -90,11 +155,8 @@ def _signals(interrupt: Interrupt, reporter: ProgressReporter) -> Iterator[None]
             signal.signal(number, handler)
 
 
-def _conclude(config: StudyConfig, repository: Repository, summary: RunSummary, again: str) -> int:
-    """Say how the session ended and what may come next."""
-    from kftune.analysis.best import best_configurations
-    from kftune.analysis.results import load_results
-
+def _conclude(summary: RunSummary, again: str) -> int | None:
+    """Say how a session ended that did not come to its end; returns the exit code, None if it did."""
     if summary.outcome == "crashed":
         print(summary.message, file=sys.stderr)
         say(f"\nstopped; every finished run is stored. Once the cause is mended, go on with: {again}", whole=True)
@@ -108,11 +170,31 @@ def _conclude(config: StudyConfig, repository: Repository, summary: RunSummary, 
     if summary.outcome == "limited":
         say(f"\n{summary.message}; every run is stored. Once the limit is raised, go on with: {again}", whole=True)
         return 0
-    if summary.outcome == "already_complete":
-        say(f"{config.name} is complete already: every study has its {config.trials} trials; nothing to do")
-    else:
-        say()
-        print_best(best_configurations(load_results(repository, [config.name]), top=4))
-    where = shlex.join([config.name, "--storage", repository.name])
-    say(f"\nSee more with: kftune dashboard {where}\n               kftune status {where}", whole=True)
-    return 0
+    return None
+
+
+def _print_best(config: StudyConfig, repository: Repository) -> None:
+    from kftune.analysis.best import best_configurations
+    from kftune.analysis.results import load_results
+
+    print_best(best_configurations(load_results(repository, [config.name]), top=4))
+
+
+def stored_config(name: str | None, storage: str | None, overrides: Sequence[str] = ()) -> StudyConfig:
+    """The one study file that a command is about, as it was last run.
+
+    Raises:
+        UsageError: it is not stored, or several are and none is named.
+    """
+    from kftune.storage.repository import Repository
+    from kftune.study.config import config_from_dict
+
+    target = find_target(name, storage)
+    with Repository.open(target.storage, create=False) as repository:  # brings an older database up to date
+        names = target.file_names(repository)
+        if len(names) > 1:
+            raise StorageError(f"{repository.name} holds several studies: name one of {', '.join(names)}")
+        stored = dict(repository.studies(names[0])[-1].config)
+        source = f"{names[0]} in {repository.name}"
+    # The database may have been moved since; its password is not stored in it.
+    return config_from_dict(stored | {"storage": target.storage}, source, overrides)

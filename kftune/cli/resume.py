@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kftune.cli._options import DataDir, Devices, Overrides, Storage
-from kftune.cli._target import find_target
-from kftune.errors import StorageError
+from kftune.cli._options import DataDir, Devices, Overrides, Storage, Workers
 
 __all__ = ["resume"]
 
@@ -22,27 +20,19 @@ def resume(
     storage: Storage = None,
     set_: Overrides = None,
     devices: Devices = None,
+    workers: Workers = None,
     data_dir: DataDir = None,
 ) -> None:
     """Go on with a study from its database alone."""
-    from kftune.cli._session import run_session
-    from kftune.storage.repository import Repository
-    from kftune.study.config import config_from_dict
+    from kftune.cli._session import Sitting, stored_config
+    from kftune.study.config import without_password
 
-    target = find_target(name, storage)
-    with Repository.open(target.storage, create=False) as repository:  # brings an older database up to date
-        names = target.file_names(repository)
-        if len(names) > 1:
-            raise StorageError(f"{repository.name} holds several studies: name one of {', '.join(names)}")
-        stored = dict(repository.studies(names[0])[-1].config)
-        source = f"{names[0]} in {repository.name}"
-        place = repository.name
     overrides = list(set_ or ())
-    # The database may have been moved since; its password is not stored in it.
-    config = config_from_dict(stored | {"storage": target.storage}, source, overrides)
-    again = ["kftune", "resume", names[0], "--storage", storage or place]
+    config = stored_config(name, storage, overrides)
+    again = ["kftune", "resume", config.name, "--storage", without_password(config.storage)]
     for override in overrides:
         again += ["--set", override]
-    for option, value in (("--devices", devices), ("--data-dir", data_dir)):
+    for option, value in (("--devices", devices), ("--workers", workers), ("--data-dir", data_dir)):
         again += [] if value is None else [option, str(value)]
-    raise typer.Exit(run_session(config, devices=devices, data_dir=data_dir, again=shlex.join(again)))
+    sitting = Sitting(config, devices=devices, workers=workers, data_dir=data_dir, again=shlex.join(again))
+    raise typer.Exit(sitting.search())

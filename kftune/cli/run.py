@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kftune.cli._options import DataDir, Devices, Overrides, Storage, StudyFile
+from kftune.cli._options import DataDir, Devices, Overrides, Storage, StudyFile, Workers
 from kftune.cli._target import given_storage
 
 __all__ = ["run"]
@@ -18,12 +18,13 @@ def run(
     *,
     set_: Overrides = None,
     devices: Devices = None,
+    workers: Workers = None,
     data_dir: DataDir = None,
     storage: Storage = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, run and write nothing.")] = False,
 ) -> None:
     """Run a study file, or go on with it where it was left."""
-    from kftune.cli._session import run_session
+    from kftune.cli._session import Sitting
     from kftune.cli._summary import print_summary
     from kftune.study.config import load_config
 
@@ -34,8 +35,14 @@ def run(
     again = ["kftune", "run", str(study)]
     for override in overrides:
         again += ["--set", override]
-    for option, value in (("--devices", devices), ("--data-dir", data_dir), ("--storage", storage)):
+    for option, value in (
+        ("--devices", devices),
+        ("--workers", workers),
+        ("--data-dir", data_dir),
+        ("--storage", storage),
+    ):
         again += [] if value is None else [option, str(value)]
     if dry_run:
         print_summary(config, config.plans())
-    raise typer.Exit(run_session(config, devices=devices, data_dir=data_dir, again=shlex.join(again), dry_run=dry_run))
+    sitting = Sitting(config, devices=devices, workers=workers, data_dir=data_dir, again=shlex.join(again))
+    raise typer.Exit(sitting.search(dry_run=dry_run))

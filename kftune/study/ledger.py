@@ -12,13 +12,13 @@ __all__ = ["Ledger"]
 class Ledger:
     """Seconds of a session by kind.
 
-    ``asking``, ``telling`` and ``storing`` are the runner's own work; ``busy`` (in runs) and ``worker_start`` are sums
-    over the slots.
+    ``asking``, ``telling`` and ``storing`` are the runner's own work; ``busy`` (in runs), ``worker_start`` and
+    ``waiting`` (for devices that other processes use) are sums over the slots.
     """
 
     def __init__(self, *, n_slots: int) -> None:
         self._started = time.perf_counter()
-        self._seconds = dict.fromkeys(("asking", "telling", "storing", "worker_start", "busy"), 0.0)
+        self._seconds = dict.fromkeys(("asking", "telling", "storing", "worker_start", "waiting", "busy"), 0.0)
         self._n_slots = n_slots
 
     @contextmanager

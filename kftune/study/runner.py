@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
@@ -21,7 +22,7 @@ from kftune.study.trials import OpenTrial, Trials, run_seed
 from kftune.study.warm_start import enqueue, find_candidates
 from kftune.training.results import CurvePoint, RunResult
 
-__all__ = ["Interrupt", "RunSummary", "preflight", "run_studies"]
+__all__ = ["Interrupt", "RunSummary", "preflight", "run_studies", "storage_failures"]
 
 
 def preflight(config: StudyConfig, *, data_dir: Path) -> None:
@@ -71,9 +72,15 @@ def run_studies(
         reporter=reporter or Reporter(),
         interrupt=interrupt or Interrupt(),
     )
+    with storage_failures(repository), sole_runner(repository.path):
+        return session.run()
+
+
+@contextmanager
+def storage_failures(repository: Repository) -> Iterator[None]:
+    """Turn what Optuna raises when it cannot write any more into a :class:`StorageError`."""
     try:
-        with sole_runner(repository.path):
-            return session.run()
+        yield
     except optuna.exceptions.StorageInternalError as error:
         raise StorageError(f"{repository.name}: {error.__cause__ or error}") from error
 

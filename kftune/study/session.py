@@ -22,6 +22,7 @@ from kftune.storage.repository import Repository, RunRecord, SessionRecord
 from kftune.study.calibrating import MachineSpeed
 from kftune.study.config import StudyConfig, StudyPlan
 from kftune.study.executors import Finished, LocalExecutor, Lost, Progressed, Started, TimedOut
+from kftune.study.executors.leases import Holder
 from kftune.study.ledger import Ledger
 from kftune.study.reporting import Reporter, RunKey
 from kftune.training.results import CurvePoint, Outcome, RunResult, RunSpec
@@ -144,6 +145,7 @@ class Session(ABC):
         self._disturbed: deque[Job] = deque()
         self._running: dict[int, Job] = {}
         self._crashes: Counter[tuple[str, str]] = Counter()
+        self._told_of: set[tuple[str, tuple[Holder, ...]]] = set()
 
     # -- what the kinds of session differ in -------------------------------------------------------------------------
 
@@ -170,7 +172,11 @@ class Session(ABC):
         self._speed = MachineSpeed(self.config, repository=self.repository)
         self._session_id = self.repository.begin_session(self._session_record())
         try:
-            with LocalExecutor(self.devices, threads=self.threads, ledger=self.ledger) as self._executor:
+            with LocalExecutor(
+                self.devices, threads=self.threads, ledger=self.ledger, name=self.config.name
+            ) as self._executor:
+                if notice := self._executor.notice():
+                    self.reporter.message(notice)
                 self._loop()
         finally:
             ledger = self.ledger.to_dict()
@@ -182,8 +188,12 @@ class Session(ABC):
                 job = self._next_job()
                 if job is not None:
                     self._submit(slot, job)
+            if not self._may_begin():
+                for slot in self._executor.withdraw():
+                    del self._running[slot]
             if not self._running:
                 return
+            self._tell_of_waiting()
             for event in self._executor.poll(_POLL_SECONDS):
                 job = self._running[event.slot]
                 if isinstance(event, Started):
@@ -197,6 +207,13 @@ class Session(ABC):
                     self._finish(event.slot, _partial(job, Outcome.TIMED_OUT, message), event.wall_seconds)
                 else:
                     self._lost(event)
+
+    def _tell_of_waiting(self) -> None:
+        """Say once whom a device is shared with."""
+        for waiting in self._executor.waiting():
+            if (waiting.device, waiting.holders) not in self._told_of and waiting.holders:
+                self._told_of.add((waiting.device, waiting.holders))
+                self.reporter.message(str(waiting))
 
     def _next_job(self) -> Job | None:
         """The next job in turn; None when there is none, or an end was asked for."""

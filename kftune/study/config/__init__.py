@@ -19,7 +19,7 @@ from kftune.study.config._policies import (
     RacingConfig,
     WarmStartConfig,
 )
-from kftune.study.config._storage import storage_url
+from kftune.study.config._storage import storage_url, without_password
 
 __all__ = [
     "BudgetConfig",
@@ -43,4 +43,5 @@ __all__ = [
     "parse_config",
     "resolve_devices",
     "storage_url",
+    "without_password",
 ]

@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 __all__ = ["resolve_devices"]
 
 
-def resolve_devices(config: StudyConfig, override: str | None = None) -> list[str]:
+def resolve_devices(config: StudyConfig, override: str | None = None, *, workers: int | None = None) -> list[str]:
     """The device of every slot, e.g. ``["cpu"]`` or ``["cuda:0", "cuda:1"]``; a name may stand twice.
 
     Args:
         config: whose ``devices`` count.
         override: what stands in their place, e.g. ``"cuda:0,cuda:1"``.
+        workers: so many slots on the CPU.
 
     Raises:
         ConfigError: a device that is unknown or not in this machine.
@@ -35,11 +36,15 @@ def resolve_devices(config: StudyConfig, override: str | None = None) -> list[st
     n_cuda = torch.cuda.device_count()
     cuda = [f"cuda:{i}" for i in range(n_cuda)]
     if wanted == "auto":
-        return cuda or ["cpu"]
+        return ["cpu"] * workers if workers is not None else cuda or ["cpu"]
     devices = [device for name in wanted for device in (cuda or [name] if name == "cuda" else [name])]
     for name in devices:
         if name != "cpu" and name not in cuda:
             there = ", ".join(["cpu", *cuda])
             message = f"there is no device {name!r} in this machine (available: {there})"
             raise ConfigError(message, source=source, path="devices" if source is None else None)
+    if workers is not None:
+        if set(devices) != {"cpu"}:
+            raise ConfigError(f"is for the CPU; the devices are {', '.join(devices)}", source="--workers")
+        return ["cpu"] * workers
     return devices

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from kftune._targets import code_version
+from kftune._targets import code_version, target_name
 from kftune.study.config._fields import (
     Devices,
     Name,
@@ -148,8 +148,15 @@ class OptimizerConfig(_Item):
 
 
 class SamplerConfig(Strict):
-    """What proposes configurations: a name, or ``{name: tpe, <option>: …}``."""
+    """What proposes configurations: a name, ``{name: tpe, <option>: …}``, or ``{target: …, args: {…}}``.
 
+    Attributes:
+        target: of anyone's own sampler.
+        name: in the registry; of a target what it is called.
+        options: the registry's sampler's options, or the target's arguments.
+    """
+
+    target: Target | None = None
     name: str = "gpyopt"
     options: dict[str, Any] = Field(default_factory=dict)
 
@@ -159,12 +166,24 @@ class SamplerConfig(Strict):
         mapping = named(value, "a sampler's name")
         if not isinstance(mapping, Mapping):
             return mapping
-        options = {key: option for key, option in mapping.items() if key != "name"}
-        return {key: mapping[key] for key in mapping if key == "name"} | {"options": options}
+        target = mapping.get("target")
+        if target is None:
+            options = {key: option for key, option in mapping.items() if key not in ("name", "target")}
+            return {key: mapping[key] for key in mapping if key == "name"} | {"options": options}
+        given = {"name": target_name(target), "args": {}} if isinstance(target, str) else {}
+        given |= {key: option for key, option in mapping.items() if option is not None}
+        return {"options" if key == "args" else key: option for key, option in given.items()}
+
+    @property
+    def key(self) -> str:
+        """What the registry is asked for."""
+        return self.target or self.name
 
     @model_serializer
     def _flat(self) -> dict[str, Any]:
-        return {"name": self.name, **self.options}
+        if self.target is None:
+            return {"name": self.name, **self.options}
+        return {"name": self.name, "target": self.target, "args": self.options}
 
 
 class StudyConfig(Strict):
@@ -246,7 +265,7 @@ class StudyConfig(Strict):
 
     def code_versions(self) -> dict[str, str]:
         """Target → hash of its module's file, for the targets whose modules are in ``module_dir``."""
-        targets = [item.target for item in (*self.problems, *self.optimizers) if item.target is not None]
+        targets = [item.target for item in (*self.problems, *self.optimizers, self.sampler) if item.target is not None]
         versions = {target: code_version(target, self.module_dir) for target in targets}
         return {target: version for target, version in versions.items() if version is not None}
 

@@ -16,7 +16,7 @@ from kftune.study.config._spaces import make_space
 
 if TYPE_CHECKING:
     from kftune.problems import ProblemEntry
-    from kftune.study.config._models import OptimizerConfig, ProblemConfig, StudyConfig
+    from kftune.study.config._models import OptimizerConfig, ProblemConfig, SamplerConfig, StudyConfig
     from kftune.study.samplers import SamplerEntry
 
 __all__ = ["StudyPlan", "make_plans"]
@@ -119,6 +119,8 @@ def _sampler(config: StudyConfig, flaws: Flaws) -> tuple[SamplerEntry | None, di
     """The sampler and those of its options that are not at their default; None if there is a flaw."""
     from kftune.study.samplers import SAMPLERS
 
+    if config.sampler.target is not None:
+        return _own_sampler(config.sampler, flaws)
     name = config.sampler.name
     if name not in SAMPLERS:
         flaws.add(("sampler",), unknown("sampler", name, SAMPLERS.names()))
@@ -131,6 +133,26 @@ def _sampler(config: StudyConfig, flaws: Flaws) -> tuple[SamplerEntry | None, di
             flaws.add(("sampler", option), str(error))
     changed = {option: v for option, v in config.sampler.options.items() if v != entry.options.get(option)}
     return (entry if len(flaws) == n_before else None), changed
+
+
+def _own_sampler(config: SamplerConfig, flaws: Flaws) -> tuple[SamplerEntry | None, dict[str, Any]]:
+    """The same for a target, which is made once to see whether it can be."""
+    from kftune.study.samplers import SAMPLERS, TargetSamplerEntry
+
+    try:
+        entry = SAMPLERS.get(config.key)
+    except UsageError as error:
+        flaws.add(("sampler", "target"), str(error))
+        return None, {}
+    try:
+        args = entry.resolve_options(config.options)
+        if isinstance(entry, TargetSamplerEntry):
+            entry.construct(0, args)
+    except UsageError as error:
+        flaws.add(("sampler", "args"), str(error))
+        return None, {}
+    changed = {name: value for name, value in config.options.items() if value != entry.options.get(name)}
+    return entry, {"target": config.target, "args": changed}
 
 
 def _check_searchable(sampler: SamplerEntry, plan: StudyPlan, flaws: Flaws) -> None:
