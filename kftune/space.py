@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeGuard
 
 __all__ = ["Categorical", "Condition", "Dimension", "Float", "Int", "Space", "Suggester", "Value", "from_dict"]
 
@@ -230,6 +230,17 @@ class Space:
             params[name] = dimension.resolve(sampled[dimension.sampled_name(name)], params)
         return params
 
+    def largest(self) -> dict[str, float]:
+        """The largest value of every numeric dimension or fixed value that is not relative to another."""
+        found = {name: value for name, value in self.fixed.items() if _is_number(value)}
+        for name, dimension in self.dimensions.items():
+            if isinstance(dimension, Categorical):
+                numbers = [choice for choice in dimension.choices if _is_number(choice)]
+                found |= {name: max(numbers)} if numbers else {}
+            elif not (isinstance(dimension, Float) and dimension.relative_to):
+                found[name] = dimension.high
+        return found
+
     def active(self, params: Mapping[str, Value]) -> Iterator[tuple[str, Dimension]]:
         """Dimensions in order whose condition holds in ``params``, which the caller fills while iterating."""
         for name, dimension in self.dimensions.items():
@@ -283,6 +294,10 @@ def from_dict(plain: Mapping[str, Any]) -> Space:
 def with_condition(dimension: Dimension, when: Condition | None) -> Dimension:
     """The same dimension under another condition."""
     return replace(dimension, when=when)
+
+
+def _is_number(value: Value) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_bounds(low: float, high: float) -> None:

@@ -26,7 +26,10 @@ __all__ = ["describe"]
 _LOOP_MEANINGS = {
     "batch_size": "examples in one forward pass",
     "effective_batch_size": "examples behind one update; batch_size by default",
+    "accumulation": "micro-batches behind one update, in place of effective_batch_size; 1 by default",
     "full_batch_at": "the update at which a growing batch reaches the training set; a constant batch by default",
+    "momentum_growth": "how momentum grows to its value; it is constant by default",
+    "momentum_growth_rate": "speed of linear and exponential growth; 1 by default",
 }
 
 

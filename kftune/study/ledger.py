@@ -9,6 +9,9 @@ from contextlib import contextmanager
 __all__ = ["Ledger"]
 
 
+_KINDS = ("asking", "telling", "storing", "worker_start", "waiting", "probing", "busy", "lost")
+
+
 class Ledger:
     """Seconds of a session by kind.
 
@@ -18,7 +21,7 @@ class Ledger:
 
     def __init__(self, *, n_slots: int) -> None:
         self._started = time.perf_counter()
-        self._seconds = dict.fromkeys(("asking", "telling", "storing", "worker_start", "waiting", "busy"), 0.0)
+        self._seconds = dict.fromkeys(_KINDS, 0.0)
         self._n_slots = n_slots
 
     @contextmanager

@@ -198,6 +198,9 @@ class _Search(Session):
         return self.judge.goes_on(job.plan, job.trial, point, untrained=job.points[0])
 
     def _tell(self, trial: OpenTrial) -> None:
+        planned = self.trials.n_trials[trial.plan.study]
         value, best = self.trials.tell(trial)
+        if self.trials.n_trials[trial.plan.study] != planned:  # a grid has grown
+            self.repository.register([self._record(trial.plan)])
         del self.open_trials[trial.plan.study, trial.number]
         self.reporter.trial_finished(trial.plan.study, trial.number, value, best)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import shlex
 import socket
@@ -145,6 +146,7 @@ class Session(ABC):
         self._disturbed: deque[Job] = deque()
         self._running: dict[int, Job] = {}
         self._crashes: Counter[tuple[str, str]] = Counter()
+        self._micro_batches: dict[tuple[str, str], int | None] = {}
         self._told_of: set[tuple[str, tuple[Holder, ...]]] = set()
 
     # -- what the kinds of session differ in -------------------------------------------------------------------------
@@ -232,8 +234,11 @@ class Session(ABC):
         job.started_at = datetime.now(UTC)
         job.points.clear()
         self._running[slot] = job
+        spec = self._spec(job, self.devices[slot])
+        if self.config.micro_batch is not None:
+            spec = replace(spec, micro_batch=self._micro_batch(slot, job.plan, spec))
         self.reporter.run_started(job.key, self.devices[slot])
-        self._executor.submit(slot, self._spec(job, self.devices[slot]), limit_seconds=self._limit_seconds(job))
+        self._executor.submit(slot, spec, limit_seconds=self._limit_seconds(job))
 
     def _spec(self, job: Job, device: str) -> RunSpec:
         plan, config = job.plan, self.config
@@ -256,6 +261,34 @@ class Session(ABC):
             is_judged=job.is_judged,
         )
 
+    def _micro_batch(self, slot: int, plan: StudyPlan, spec: RunSpec) -> int | None:
+        """What ``micro_batch`` means for a study on a slot's device; None for batches as they are.
+
+        A size that fits is looked for once, with the study's largest batch, and stored.
+        """
+        if self.config.micro_batch != "auto":
+            return self.config.micro_batch
+        place = (plan.study, self.devices[slot])
+        if place not in self._micro_batches:
+            key = self._micro_batch_key(plan, self.devices[slot])
+            found = self.repository.micro_batch(key)
+            if found is None:
+                wanted = plan.largest_batch()
+                with self.ledger.counted("probing"):
+                    found = self._executor.find_micro_batch(slot, spec, wanted=wanted) or 0
+                self.repository.save_micro_batch(key, found, found_at=datetime.now(UTC))
+                if found < wanted:
+                    what = f"micro-batches of at most {found} examples" if found else "no micro-batch"
+                    self.reporter.message(f"{plan.study}: {what} of {wanted} fit in the memory of {place[1]}")
+            self._micro_batches[place] = found or None
+        return self._micro_batches[place]
+
+    def _micro_batch_key(self, plan: StudyPlan, device: str) -> str:
+        """What the size depends on, as text."""
+        identity = plan.identity()
+        what = {key: identity[key] for key in ("problem", "optimizer", "space", "dtype")}
+        return json.dumps({**what, "host": socket.gethostname(), "device": device}, sort_keys=True)
+
     def _limit_seconds(self, job: Job) -> float | None:
         """Wall seconds after which a run counts as hung; none for a budget in updates unless the study file says."""
         if self.config.run_timeout is not None:
@@ -277,6 +310,7 @@ class Session(ABC):
             return
         del self._running[event.slot]
         self.ledger.add("busy", event.wall_seconds)
+        self.ledger.add("lost", event.wall_seconds)
         self.reporter.message(
             f"{job.name}: {event.reason.splitlines()[0]}; "
             f"running it again (attempt {job.losses + 2} of {_MAX_ATTEMPTS})"

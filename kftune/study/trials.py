@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import optuna
 
+from kftune._targets import importable_from
 from kftune.space import Value
 from kftune.storage.repository import Repository
 from kftune.study.config import StudyConfig, StudyPlan
 from kftune.study.ledger import Ledger
-from kftune.study.samplers import grid_size, make_sampler
+from kftune.study.samplers import make_sampler, planned_trials
 from kftune.training.objective import point_objective, run_objective
 from kftune.training.results import CurvePoint, Outcome, RunResult
 
@@ -66,7 +67,8 @@ class Trials:
         ledger: told how long asking and telling take.
 
     Attributes:
-        n_trials: trials by study; fewer than the study file says where a grid has no more points.
+        n_trials: trials by study; fewer than the study file says where a grid has no more points, and more again when
+            the grid grows.
         n_begun: trials of all studies that are finished or were handed out.
         first_run_decides: whether a trial's other runs depend on its first.
     """
@@ -85,9 +87,24 @@ class Trials:
         self.n_trials = {plan.study: self._n_trials(plan) for plan in plans}
 
     def _n_trials(self, plan: StudyPlan) -> int:
-        if self._config.sampler.name == "grid":
-            return min(self._config.trials, grid_size(plan.space, self._config.sampler.options))
-        return self._config.trials
+        """A grid has as many as it has configurations, and more once its best value turns out to be on an edge."""
+        return planned_trials(
+            self._config.sampler.key,
+            options=self._config.sampler.options,
+            space=plan.space,
+            widest=plan.widest,
+            seed=sampler_seed(self._config.seed, plan),
+            trials=self._optuna_trials(plan),
+            most=self._config.trials,
+        )
+
+    def _optuna_trials(self, plan: StudyPlan) -> list[optuna.trial.FrozenTrial]:
+        storage = self._repository.optuna_storage
+        try:
+            study_id = storage.get_study_id_from_name(plan.study)
+        except KeyError:
+            return []  # it is not registered yet
+        return storage.get_all_trials(study_id, deepcopy=False)
 
     def n_finished(self) -> dict[str, int]:
         """Finished trials by study, as stored."""
@@ -171,17 +188,19 @@ class Trials:
                 trial = optuna.trial.Trial(study, trials[number]._trial_id)
             else:
                 trial = study.ask()  # a new one, or the first that is enqueued: which is this, as those before it began
-            return OpenTrial(plan, number, plan.space.suggest(trial))
+            return OpenTrial(plan, number, (plan.widest or plan.space).suggest(trial))
 
     def _study(self, plan: StudyPlan, number: int) -> optuna.Study:
-        sampler = make_sampler(
-            self._config.sampler.name,
-            options=self._config.sampler.options,
-            space=plan.space,
-            seed=sampler_seed(self._config.seed, plan),
-            trial_number=number,
-            n_startup_trials=self._config.startup_trials,
-        )
+        with importable_from(self._config.module_dir):
+            sampler = make_sampler(
+                self._config.sampler.key,
+                options=self._config.sampler.options,
+                space=plan.space,
+                widest=plan.widest,
+                seed=sampler_seed(self._config.seed, plan),
+                trial_number=number,
+                n_startup_trials=self._config.startup_trials,
+            )
         return optuna.load_study(study_name=plan.study, storage=self._repository.optuna_storage, sampler=sampler)
 
     def tell(self, trial: OpenTrial) -> tuple[float | None, float | None]:
@@ -199,6 +218,7 @@ class Trials:
                 study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
             else:
                 study.tell(trial.number, value)
+            self.n_trials[trial.plan.study] = self._n_trials(trial.plan)
             complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
         return value, min((t.value for t in complete if t.value is not None), default=None)
 

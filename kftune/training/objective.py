@@ -37,16 +37,20 @@ def run_objective(result: RunResult, objective: Objective, *, untrained: float |
     Args:
         result: the run.
         objective: what is minimised.
-        untrained: the untrained model's objective, for a run that ended before its own first evaluation.
+        untrained: the untrained model's objective, for a run whose curve does not begin with it: it ended before its
+            own first evaluation, or was made elsewhere.
 
     Returns:
-        None for a crashed run (it says nothing about the configuration), or if no untrained value is known.
+        None for a crashed run (it says nothing about the configuration), or if it failed and no untrained value is
+        known.
     """
     if result.outcome is Outcome.CRASHED:
         return None
-    if result.curve:
+    if result.curve and result.curve[0].update == 0:
         untrained = point_objective(result.curve[0], objective)
-    if untrained is None or not result.curve or result.outcome not in (Outcome.COMPLETED, Outcome.PRUNED):
+    if not result.curve or result.outcome not in (Outcome.COMPLETED, Outcome.PRUNED):
         return untrained
     final = point_objective(result.curve[-1], objective)
-    return min(final, untrained) if math.isfinite(final) else untrained
+    if not math.isfinite(final):
+        return untrained
+    return final if untrained is None else min(final, untrained)

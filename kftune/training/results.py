@@ -9,13 +9,26 @@ from typing import Any
 
 from kftune.space import Value
 
-__all__ = ["LOOP_PARAMETERS", "PHASES", "Calibration", "CurvePoint", "Outcome", "RunResult", "RunSpec"]
+__all__ = [
+    "BATCH_PARAMETERS",
+    "LOOP_PARAMETERS",
+    "MOMENTUM_PARAMETERS",
+    "PHASES",
+    "Calibration",
+    "CurvePoint",
+    "Outcome",
+    "RunResult",
+    "RunSpec",
+]
 
 PHASES = ("data", "forward_backward", "statistics", "inversion", "preconditioning", "update", "other")
 """Parts of the training clock; they add up to ``train_seconds``."""
 
-LOOP_PARAMETERS = ("batch_size", "effective_batch_size", "full_batch_at")
-"""Hyperparameters of the training loop, not of the optimizer; see :class:`kftune.training.batches.BatchSizes`."""
+BATCH_PARAMETERS = ("batch_size", "effective_batch_size", "accumulation", "full_batch_at")
+MOMENTUM_PARAMETERS = ("momentum_growth", "momentum_growth_rate")
+LOOP_PARAMETERS = (*BATCH_PARAMETERS, *MOMENTUM_PARAMETERS)
+"""Hyperparameters of the training loop, not of the optimizer; see :class:`kftune.training.batches.BatchSizes` and
+:class:`kftune.training.schedules.GrowingMomentum`."""
 
 
 class Outcome(StrEnum):
@@ -48,6 +61,9 @@ class RunSpec:
         module_dir: where modules of targets are looked for besides the installed ones; nowhere if empty.
         n_evaluations: points on the curve after the one at update 0.
         train_examples: size of the fixed training subset on which the train loss is measured.
+        micro_batch: most examples in one forward pass, whatever ``params`` says; larger batches are accumulated.
+        memory_share: how much of the memory that is available it may take; None for all.
+        is_judged: whether to wait after each evaluation but the first for a verdict whether to go on.
     """
 
     problem: str
@@ -64,6 +80,9 @@ class RunSpec:
     module_dir: str = ""
     n_evaluations: int = 20
     train_examples: int = 2000
+    memory_share: float | None = None
+    micro_batch: int | None = None
+    is_judged: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +143,7 @@ class RunResult:
         curve: evaluations in order; the first is the untrained model's (update 0), unless the run ended before it.
         train_seconds: reading of the training clock at the end.
         overshoot_seconds: how far the last step went past ``budget_seconds`` (0 if it did not).
-        evaluation_seconds: wall seconds in evaluations.
+        evaluation_seconds: wall seconds in evaluations, and of measuring the machine's speed beside them.
         setup_seconds: wall seconds of loading data, building model and optimizer.
         warmup_seconds: wall seconds of the warm-up before the clock.
         phase_seconds: see :data:`PHASES`; adds up to ``train_seconds``.

@@ -23,16 +23,23 @@ from kftune.optim import OPTIMIZERS, ModelOptimizer
 from kftune.problems import PROBLEMS, Problem, Split
 from kftune.training._host import device_name, peak_memory_bytes, reset_peak_memory
 from kftune.training.batches import BatchSizes, ShuffledIndices
+from kftune.training.calibration import SpeedGauge
 from kftune.training.clock import Clock
-from kftune.training.results import LOOP_PARAMETERS, CurvePoint, Outcome, RunResult, RunSpec
+from kftune.training.memory import is_out_of_memory, limited_memory, release_memory
+from kftune.training.results import BATCH_PARAMETERS, MOMENTUM_PARAMETERS, CurvePoint, Outcome, RunResult, RunSpec
+from kftune.training.schedules import growing_momentum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Training", "train"]
+__all__ = ["PrunedError", "Training", "train"]
 
 _EVALUATION_CHUNK = 2048
 _RECENT_STEPS = 15  # whose median predicts the next step
+
+
+class PrunedError(Exception):
+    """Raised by ``on_point`` to end a run that has fallen behind others; its message is the result's."""
 
 
 def train(spec: RunSpec, on_point: Callable[[CurvePoint], None] = lambda point: None) -> RunResult:
@@ -45,16 +52,25 @@ def train(spec: RunSpec, on_point: Callable[[CurvePoint], None] = lambda point: 
     Returns:
         The result; whatever the configuration or the user's own code did wrong is its outcome, not an exception.
     """
+    try:
+        return _train(spec, on_point)
+    finally:
+        release_memory()  # others may have their turn on the device now
+
+
+def _train(spec: RunSpec, on_point: Callable[[CurvePoint], None]) -> RunResult:
     training = Training(spec, on_point)
     try:
-        with importable_from(spec.module_dir):
+        with importable_from(spec.module_dir), limited_memory(training.device, share=spec.memory_share):
             training.set_up()
             training.warm_up()
             training.run()
     except (DivergenceError, CurvatureError) as error:
         return training.result(Outcome.DIVERGED, str(error))
+    except PrunedError as error:
+        return training.result(Outcome.PRUNED, str(error))
     except Exception as error:  # noqa: BLE001 - anything a user's model raises becomes the run's recorded outcome
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             return training.result(Outcome.OUT_OF_MEMORY, f"{type(error).__name__}: {error}")
         return training.result(Outcome.CRASHED, traceback.format_exc())
     return training.result(Outcome.COMPLETED)
@@ -79,6 +95,7 @@ class Training:
         self._on_point = on_point
         self._wall = dict.fromkeys(("setup", "warmup", "evaluation"), 0.0)
         self._overshoot_seconds = 0.0
+        self._gauge: SpeedGauge | None = None
         init, order, optimizer = np.random.SeedSequence(spec.seed).generate_state(3)
         self._seeds = {"init": int(init), "order": int(order), "optimizer": int(optimizer)}
 
@@ -95,9 +112,11 @@ class Training:
             torch.manual_seed(self._seeds["init"])
             self.model = self.problem.make_model().to(device=self.device, dtype=dtype)
             params = dict(spec.params)
-            sizes = {name: _optional_int(params.pop(name, None)) for name in LOOP_PARAMETERS}
-            self.batch_sizes = BatchSizes(**sizes, n_train=len(self.problem.train))
+            sizes = {name: _optional_int(params.pop(name, None)) for name in BATCH_PARAMETERS}
+            self.batch_sizes = BatchSizes(**sizes, micro_limit=spec.micro_batch, n_train=len(self.problem.train))
+            growth = {name: params.pop(name) for name in MOMENTUM_PARAMETERS if name in params}
             self.optimizer = self._build_optimizer(self.model, params)
+            self.momentum = growing_momentum(self.optimizer, growth)
             self.indices = ShuffledIndices(len(self.problem.train), seed=self._seeds["order"], device=self.device)
             self._train_subset = _first(self.problem.train, spec.train_examples)
         self.evaluate()
@@ -128,12 +147,15 @@ class Training:
     def run(self) -> None:
         """Update until the next step is predicted to end past the budget; evaluate on schedule.
 
+        The machine's speed is measured at the start, at evaluations, and at the end; the seconds count as evaluation.
+
         Raises:
             DivergenceError: a loss or gradient is not finite, or the test loss is not.
             CurvatureError: a factor could not be inverted.
         """
         self.optimizer.phases = self.clock
         self.model.train()
+        self._measure_speed(0.0, always=True)
         due = self._evaluation_marks()
         recent: deque[float] = deque(maxlen=_RECENT_STEPS)
         before = self.clock.seconds()
@@ -149,10 +171,22 @@ class Training:
                 while self._progress(now) >= due[0]:
                     due.popleft()
                 self.evaluate()
+                self._measure_speed(now)
         if self.spec.budget_seconds is not None:
             self._overshoot_seconds = max(0.0, before - self.spec.budget_seconds)
         if self.curve[-1].update != self.updates:
             self.evaluate()
+        self._measure_speed(before, always=True)
+
+    def _measure_speed(self, train_seconds: float, *, always: bool = False) -> None:
+        """Add to the calibration; unless ``always``, if that costs little."""
+        with self._outside_the_clock("evaluation"):
+            if self._gauge is None:
+                self._gauge = SpeedGauge(self.device)
+            if always:
+                self._gauge.measure(train_seconds)
+            else:
+                self._gauge.measure_if_cheap(train_seconds)
 
     def _may_start(self, seconds: float, recent: deque[float]) -> bool:
         if self.spec.budget_updates is not None:
@@ -173,6 +207,8 @@ class Training:
 
     def _step(self) -> None:
         """One update, under the clock."""
+        if self.momentum is not None:
+            self.momentum.set(self.updates)
         *others, last = self.batch_sizes.of_update(self.updates)
         for size in others:
             self.optimizer.accumulate(self._next_closure(size))
@@ -213,6 +249,7 @@ class Training:
                 train_loss=train_loss,
                 test_loss=test_loss,
                 accuracy=accuracy,
+                readings=self.optimizer.readings(),
             )
             self.curve.append(point)
             self._on_point(point)
@@ -224,8 +261,9 @@ class Training:
         """Mean loss and accuracy over a split."""
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         correct = torch.zeros((), dtype=torch.float64, device=self.device)
-        for start in range(0, len(split), _EVALUATION_CHUNK):
-            inputs, targets = (t[start : start + _EVALUATION_CHUNK] for t in (split.inputs, split.targets))
+        chunk = min(_EVALUATION_CHUNK, self.spec.micro_batch or _EVALUATION_CHUNK)
+        for start in range(0, len(split), chunk):
+            inputs, targets = (t[start : start + chunk] for t in (split.inputs, split.targets))
             output = self.model(inputs)
             loss += self.problem.loss(output, targets) * len(inputs)
             if self.problem.accuracy is not None:
@@ -249,6 +287,7 @@ class Training:
             examples=self.examples,
             peak_memory_bytes=peak_memory_bytes(self.device),
             device_name=device_name(self.device),
+            calibration=self._gauge.calibration() if self._gauge is not None else None,
         )
 
     @property
@@ -276,10 +315,3 @@ def _first(split: Split, n: int) -> Split:
 
 def _optional_int(value: Any) -> int | None:
     return None if value is None else int(value)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Out of memory on the GPU, or refused by torch's CPU allocator (a plain RuntimeError), or Python's own."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
-    )

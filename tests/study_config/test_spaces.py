@@ -261,6 +261,7 @@ def test_hyperparameters_are_the_constructors_and_the_training_loops() -> None:
         "centred",
         "batch_size",
         "effective_batch_size",
+        "accumulation",
         "full_batch_at",
     ]
     found = hyperparameters(ENTRY)

@@ -223,7 +223,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     (
         optimizer(**RMSPROP | {"fixed": {"alhpa": 0.9}}),
-        "optimizers[0].fixed.alhpa: rmsprop has no hyperparameter 'alhpa'; did you mean 'alpha'? (available: alpha, ba",
+        "optimizers[0].fixed.alhpa: rmsprop has no hyperparameter 'alhpa'; did you mean 'alpha'? (available: accumulat",
     ),
     (
         optimizer(**RMSPROP | {"fixed": {"centered": 2}}),

@@ -102,7 +102,7 @@ def _with_module_dir(data: dict[str, Any], directory: Path | None) -> dict[str, 
 
 
 def _has_targets(data: Mapping[str, Any]) -> bool:
-    lists = [data.get("problems"), data.get("optimizers")]
+    lists = [data.get("problems"), data.get("optimizers"), [data.get("sampler")]]
     items = [item for found in lists if isinstance(found, list | tuple) for item in found]
     named = [item.get("target") if isinstance(item, dict) else item for item in items]
     return any(isinstance(name, str) and is_target(name) for name in named)

@@ -265,7 +265,8 @@ class StudyConfig(Strict):
 
     def code_versions(self) -> dict[str, str]:
         """Target → hash of its module's file, for the targets whose modules are in ``module_dir``."""
-        targets = [item.target for item in (*self.problems, *self.optimizers, self.sampler) if item.target is not None]
+        named = [*(item.target for item in (*self.problems, *self.optimizers)), self.sampler.target]
+        targets = [target for target in named if target is not None]
         versions = {target: code_version(target, self.module_dir) for target in targets}
         return {target: version for target, version in versions.items() if version is not None}
 

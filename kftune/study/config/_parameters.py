@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 from kftune.errors import suggestion
 from kftune.study.config._flaws import show
-from kftune.training.results import LOOP_PARAMETERS
+from kftune.training.results import BATCH_PARAMETERS
+from kftune.training.schedules import MOMENTUM_GROWTHS
 
 if TYPE_CHECKING:
     from kftune.optim import OptimizerEntry
 
-__all__ = ["BATCH_SIZES", "LOOP_PARAMETERS", "Parameter", "hyperparameters"]
+__all__ = ["BATCH_SIZES", "Parameter", "hyperparameters"]
 
 BATCH_SIZES = ("batch_size", "effective_batch_size")
 """Those of the training loop's hyperparameters that count examples; one of them must be set."""
@@ -33,17 +34,19 @@ class Parameter:
         default: its default; ``inspect.Parameter.empty`` if it has none.
         kinds: the simple types it may have; empty if it may be anything.
         choices: its only values, if its annotation is a ``Literal``.
+        of_loop: whether it is the training loop's, not the optimizer's.
     """
 
     name: str
     default: Any = inspect.Parameter.empty
     kinds: frozenset[type] = frozenset()
     choices: tuple[Any, ...] = ()
+    of_loop: bool = False
 
     @property
     def is_required(self) -> bool:
         """Whether the optimizer cannot be built without it."""
-        return self.default is inspect.Parameter.empty and self.name not in LOOP_PARAMETERS
+        return self.default is inspect.Parameter.empty and not self.of_loop
 
     @property
     def is_whole(self) -> bool:
@@ -103,8 +106,12 @@ def hyperparameters(entry: OptimizerEntry) -> dict[str, Parameter]:
         if named and name not in _NOT_TUNABLE:
             kinds, choices = _kinds(hints.get(name))
             found[name] = Parameter(name=name, default=argument.default, kinds=kinds, choices=choices)
-    for name in LOOP_PARAMETERS:
-        found[name] = Parameter(name=name, kinds=frozenset({int}))
+    has_momentum = "momentum" in found
+    for name in BATCH_PARAMETERS:
+        found[name] = Parameter(name=name, kinds=frozenset({int}), of_loop=True)
+    if has_momentum:
+        found["momentum_growth"] = Parameter(name="momentum_growth", choices=MOMENTUM_GROWTHS, of_loop=True)
+        found["momentum_growth_rate"] = Parameter(name="momentum_growth_rate", kinds=frozenset({float}), of_loop=True)
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kftune._registry import Named, Registry
@@ -12,9 +12,11 @@ from kftune._targets import importable_from, target_name
 from kftune.errors import UsageError, suggestion
 from kftune.space import Space
 from kftune.study.config._flaws import Flaws, Location, show, unknown
+from kftune.study.config._limits import accepted_part
 from kftune.study.config._spaces import make_space
 
 if TYPE_CHECKING:
+    from kftune.optim import OptimizerEntry
     from kftune.problems import ProblemEntry
     from kftune.study.config._models import OptimizerConfig, ProblemConfig, SamplerConfig, StudyConfig
     from kftune.study.samplers import SamplerEntry
@@ -41,6 +43,7 @@ class StudyPlan:
         optimizer: the optimizer's label.
         optimizer_name: its name in the registry, or its target.
         space: its own space with the file's ``space`` and ``fixed`` applied, batch sizes within the problem's.
+        widest: what trials are asked for where the sampler may leave ``space`` (a grid that extends itself), else None.
         shared: what the studies of the file have in common and may not change either.
     """
 
@@ -51,7 +54,15 @@ class StudyPlan:
     optimizer: str
     optimizer_name: str
     space: Space
+    widest: Space | None = None
     shared: Mapping[str, Any] = field(default_factory=dict)
+
+    def largest_batch(self) -> int:
+        """The most examples behind one update of any of its configurations."""
+        largest = self.space.largest()
+        batch = largest.get("batch_size") or 0
+        effective = largest.get("effective_batch_size") or batch * (largest.get("accumulation") or 1)
+        return int(max(batch, effective))
 
     def identity(self) -> dict[str, Any]:
         """Plain data of everything that must not change between the sessions of a study."""
@@ -111,6 +122,7 @@ def _make_plans(config: StudyConfig) -> tuple[tuple[StudyPlan, ...], Flaws]:
         )
         if sampler is not None:
             _check_searchable(sampler, plan, flaws)
+            plan = replace(plan, widest=_widest(sampler, config, plan.space, optimizers[j], flaws))
         plans.append(plan)
     return tuple(plans), flaws
 
@@ -161,6 +173,17 @@ def _check_searchable(sampler: SamplerEntry, plan: StudyPlan, flaws: Flaws) -> N
         sampler.check_space(plan.space)
     except UsageError as error:
         flaws.add(("sampler",), f"{error} ({plan.optimizer})")
+
+
+def _widest(
+    sampler: SamplerEntry, config: StudyConfig, space: Space, entry: OptimizerEntry, flaws: Flaws
+) -> Space | None:
+    """See :attr:`StudyPlan.widest`."""
+    if sampler.widen is None or len(flaws):
+        return None
+    return accepted_part(
+        space, widest=sampler.widen(space, sampler.resolve_options(config.sampler.options)), entry=entry
+    )
 
 
 def _labels(

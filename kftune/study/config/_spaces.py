@@ -11,10 +11,11 @@ from kftune._targets import user_error
 from kftune.errors import suggestion
 from kftune.space import Categorical, Condition, Dimension, Float, Int, Space, Suggester, Value
 from kftune.study.config._flaws import Flaws, Location, show
-from kftune.study.config._parameters import BATCH_SIZES, LOOP_PARAMETERS, Parameter, hyperparameters
+from kftune.study.config._parameters import BATCH_SIZES, Parameter, hyperparameters
+from kftune.training.results import BATCH_PARAMETERS
 
 if TYPE_CHECKING:
-    from kftune.optim import OptimizerEntry
+    from kftune.optim import ModelOptimizer, OptimizerEntry
     from kftune.problems import ProblemEntry
     from kftune.study.config._models import DimensionConfig, OptimizerConfig
 
@@ -174,13 +175,31 @@ class _Builder:
         for proposal in [*proposals, *[_Draw(random.Random(i)) for i in range(_N_DRAWS)]]:
             try:
                 params = space.suggest(proposal)
-                own = {name: value for name, value in params.items() if name not in LOOP_PARAMETERS}
-                self._entry.build(model, likelihood="categorical", params=own)
+                loop = {name: v for name, v in params.items() if self._is_of_loop(name)}
+                own = {name: v for name, v in params.items() if name not in loop}
+                optimizer = self._entry.build(model, likelihood="categorical", params=own)
+                self._check_loop(optimizer, loop)
             except Exception as error:
                 if not self._is_refusal(error):
                     raise user_error(f"{self._entry.name} cannot be made", error) from error
                 self._flaws.add(self._blame(str(error)), str(error).partition("\n")[0])
                 return
+
+    def _is_of_loop(self, name: str) -> bool:
+        return name in self._parameters and self._parameters[name].of_loop
+
+    def _check_loop(self, optimizer: ModelOptimizer, params: Mapping[str, Any]) -> None:
+        """The training loop must accept its own, too.
+
+        Raises:
+            ValueError: it does not.
+        """
+        from kftune.training.batches import BatchSizes
+        from kftune.training.schedules import growing_momentum
+
+        sizes = {name: value for name, value in params.items() if name in BATCH_PARAMETERS}
+        BatchSizes(**sizes, n_train=self._problem.n_train)
+        growing_momentum(optimizer, {name: value for name, value in params.items() if name not in sizes})
 
     def _is_refusal(self, error: Exception) -> bool:
         """Whether a constructor said what is wrong with its arguments, as against failing by a mistake of its own."""

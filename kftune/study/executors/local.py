@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import IO, TypeAlias
+from typing import TypeAlias
 
+from kftune.study.executors._process import GoneError, WorkerProcess
+from kftune.study.executors.affinity import pin
+from kftune.study.executors.leases import Holder, Leases, Request
 from kftune.study.ledger import Ledger
-from kftune.study.worker import Done, Point, Ready
+from kftune.study.worker import Done, Point, Ready, Verdict
+from kftune.training.micro_batch import find_micro_batch, is_too_large, probe
 from kftune.training.results import CurvePoint, RunResult, RunSpec
 
-__all__ = ["Finished", "LocalExecutor", "Lost", "Progressed", "RunEvent", "TimedOut"]
+__all__ = ["Finished", "LocalExecutor", "Lost", "Progressed", "RunEvent", "Started", "TimedOut", "Waiting"]
 
-_GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
-_LOG_TAIL_BYTES = 2000
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_PROBE_LIMIT_SECONDS = 600.0
+_PROBE_POLL_SECONDS = 1.0
+_WAITING_SECONDS = 0.05  # between two looks whether a device is free
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run has got its device and begins; it waited ``waited_seconds`` since its submission."""
+
+    slot: int
+    waited_seconds: float
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Progressed:
 
 @dataclass(frozen=True)
 class Finished:
-    """A run ended and reported its result. ``wall_seconds`` is from submission to here."""
+    """A run ended and reported its result. ``wall_seconds`` is from its start to here."""
 
     slot: int
     result: RunResult
@@ -61,36 +66,60 @@ class TimedOut:
     wall_seconds: float
 
 
-RunEvent: TypeAlias = Progressed | Finished | Lost | TimedOut
+RunEvent: TypeAlias = Started | Progressed | Finished | Lost | TimedOut
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A run that waits for its device, and the other processes that use it."""
+
+    slot: int
+    device: str
+    holders: tuple[Holder, ...]
+
+    def __str__(self) -> str:
+        what = "CPU cores" if self.device == "cpu" else self.device
+        return f"waiting for {what}, used by {', '.join(map(str, self.holders)) or 'another process'}"
 
 
 @dataclass
-class _Worker:
-    process: subprocess.Popen[bytes]
-    connection: Connection
-    log: IO[bytes]
-    started_at: float
-    submitted_at: float | None = None
-    limit_seconds: float | None = None
+class _Submission:
+    """A run that waits for its device, or is on it."""
+
+    spec: RunSpec
+    limit_seconds: float | None
+    request: Request
+    submitted_at: float
+    begun_at: float | None = None
 
     def wall_seconds(self) -> float:
-        return time.perf_counter() - (self.submitted_at or self.started_at)
+        return time.perf_counter() - (self.begun_at or self.submitted_at)
 
 
 class LocalExecutor:
     """Runs on this host: slot i trains on ``devices[i]`` in a worker process of its own.
 
+    A run begins when its slot's GPU, or as many CPU cores as it has threads, are free of any other kftune's runs; see
+    :mod:`kftune.study.executors.leases`. Workers on the CPU are kept on the cores of their run.
+
     Args:
         devices: one entry per slot, ``"cpu"`` or ``"cuda:i"``.
         threads: threads per worker.
-        ledger: told the seconds spent on starting workers.
+        ledger: told the seconds spent on starting workers and on waiting for devices.
+        name: of the study file, for others who wait.
+
+    Raises:
+        UsageError: there is no place for the lock files.
     """
 
-    def __init__(self, devices: Sequence[str], *, threads: int, ledger: Ledger) -> None:
+    def __init__(self, devices: Sequence[str], *, threads: int, ledger: Ledger, name: str = "") -> None:
         self.devices = tuple(devices)
         self._threads = threads
         self._ledger = ledger
-        self._workers: dict[int, _Worker] = {}
+        self._leases = Leases(devices, threads=threads, name=name)
+        self._workers: dict[int, WorkerProcess] = {}
+        self._submissions: dict[int, _Submission] = {}
+        self._events: list[RunEvent] = []
 
     def __enter__(self) -> LocalExecutor:
         return self
@@ -98,121 +127,159 @@ class LocalExecutor:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    # -- what the runner asks for ------------------------------------------------------------------------------------
+
     def submit(self, slot: int, spec: RunSpec, *, limit_seconds: float | None) -> None:
-        """Train ``spec`` on an idle slot; kill it when it has taken ``limit_seconds`` of wall time."""
-        worker = self._workers.get(slot) or self._start(slot)
-        if worker.submitted_at is not None:
+        """Train ``spec`` on an idle slot, as soon as its device is free.
+
+        Args:
+            slot: the slot.
+            spec: the run.
+            limit_seconds: wall seconds after which it is killed; waiting for the device does not count.
+        """
+        if slot in self._submissions:
             raise RuntimeError(f"slot {slot} is busy")
-        # A worker that died while idle is noticed here or, if it dies later, by poll().
-        if worker.process.poll() is not None:
-            self._stop(slot)
-            worker = self._start(slot)
-        worker.submitted_at = time.perf_counter()
-        worker.limit_seconds = limit_seconds
-        with contextlib.suppress(BrokenPipeError):  # poll() reports a worker that is gone
-            worker.connection.send(spec)
+        request = self._leases.request(self.devices[slot])
+        self._submissions[slot] = _Submission(spec, limit_seconds, request, time.perf_counter())
+        self._begin_if_granted(slot)
+
+    def judge(self, slot: int, *, goes_on: bool) -> None:
+        """Tell a run that is judged (:attr:`RunSpec.is_judged`) whether it may go on after the point it sent."""
+        if slot in self._workers:  # not killed for its time meanwhile
+            self._workers[slot].send(Verdict(goes_on))
 
     def idle_slots(self) -> list[int]:
         """Slots that can be given a run."""
-        return [slot for slot in range(len(self.devices)) if not self._is_busy(slot)]
+        return [slot for slot in range(len(self.devices)) if slot not in self._submissions]
 
-    def _is_busy(self, slot: int) -> bool:
-        worker = self._workers.get(slot)
-        return worker is not None and worker.submitted_at is not None
+    def waiting(self) -> list[Waiting]:
+        """Runs that were submitted and wait for their devices."""
+        return [
+            Waiting(slot, self.devices[slot], submission.request.holders())
+            for slot, submission in self._submissions.items()
+            if submission.begun_at is None
+        ]
 
-    def poll(self, timeout_seconds: float) -> list[RunEvent]:
-        """What happened since the last call; waits up to ``timeout_seconds`` for something."""
-        by_connection = {worker.connection: slot for slot, worker in self._workers.items()}
-        events: list[RunEvent] = []
-        for connection in wait(list(by_connection), timeout_seconds):
-            if isinstance(connection, Connection):
-                events += self._read(by_connection[connection])
-        for slot, worker in list(self._workers.items()):
-            limit = worker.limit_seconds
-            if worker.submitted_at is not None and limit is not None and worker.wall_seconds() > limit:
-                wall_seconds = worker.wall_seconds()
-                self._stop(slot)
-                events.append(TimedOut(slot, limit, wall_seconds))
-        return events
+    def withdraw(self) -> list[int]:
+        """Forget the runs that wait for their devices; returns their slots."""
+        slots = [slot for slot, submission in self._submissions.items() if submission.begun_at is None]
+        for slot in slots:
+            self._end(slot)
+        return slots
 
-    def _read(self, slot: int) -> list[RunEvent]:
-        worker = self._workers[slot]
-        try:
-            message = worker.connection.recv()
-        except (EOFError, ConnectionResetError):
-            busy, wall_seconds = worker.submitted_at is not None, worker.wall_seconds()
-            reason = self._stop(slot)
-            return [Lost(slot, reason, wall_seconds)] if busy else []
-        if isinstance(message, Ready):
-            self._ledger.add("worker_start", time.perf_counter() - worker.started_at)
-            # The run begins now: starting the worker is not its time.
-            if worker.submitted_at is not None:
-                worker.submitted_at = time.perf_counter()
-            return []
-        if isinstance(message, Point):
-            return [Progressed(slot, message.point)]
-        if isinstance(message, Done):
-            wall_seconds = worker.wall_seconds()
-            worker.submitted_at = worker.limit_seconds = None
-            return [Finished(slot, message.result, wall_seconds)]
-        raise TypeError(f"unexpected message from a worker: {message!r}")
-
-    def _start(self, slot: int) -> _Worker:
-        ours, theirs = socket.socketpair()
-        log = tempfile.TemporaryFile(prefix="kftune-worker-")  # noqa: SIM115 - lives as long as the worker
-        environment = os.environ | {name: str(self._threads) for name in _THREAD_VARIABLES}
-        started_at = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "kftune.study.worker", str(theirs.fileno())],
-            pass_fds=(theirs.fileno(),),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,  # a Ctrl-C in the terminal is the runner's to handle
-        )
-        theirs.close()
-        worker = _Worker(process, Connection(ours.detach()), log, started_at)
-        self._workers[slot] = worker
-        return worker
-
-    def _stop(self, slot: int) -> str:
-        """End a slot's worker; returns how it ended, for people."""
-        worker = self._workers.pop(slot)
-        worker.connection.close()
-        gone_by_itself = _wait_for(worker.process, 0.5)
-        if not gone_by_itself:
-            worker.process.terminate()
-            if not _wait_for(worker.process, _GRACE_SECONDS):
-                worker.process.kill()
-                worker.process.wait()
-        reason = _describe_exit(worker.process.returncode)
-        worker.log.seek(0, os.SEEK_END)
-        worker.log.seek(max(0, worker.log.tell() - _LOG_TAIL_BYTES))
-        output = worker.log.read().decode(errors="replace").strip()
-        worker.log.close()
-        return f"{reason}\n{output}" if output else reason
+    def notice(self) -> str | None:
+        """What a person should know of how the slots share the cores; None if there is nothing."""
+        return self._leases.notice()
 
     def retire(self, slot: int) -> None:
         """End an idle slot's worker; the next run gets a new one (after a crash its state cannot be trusted)."""
         if slot in self._workers:
-            self._stop(slot)
+            self._workers.pop(slot).stop()
 
     def close(self) -> None:
         """End all workers, busy or not."""
         for slot in list(self._workers):
-            self._stop(slot)
+            self.retire(slot)
+        for slot in list(self._submissions):
+            self._end(slot)
 
+    def find_micro_batch(self, slot: int, spec: RunSpec, *, wanted: int) -> int | None:
+        """The largest micro-batch up to ``wanted`` with which ``spec`` fits in the memory of an idle slot's device.
 
-def _wait_for(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
+        Every size is tried in a worker of its own, which may die of it. Takes seconds for each; what happens on other
+        slots meanwhile is reported by the next :meth:`poll`.
 
+        Returns:
+            See :func:`~kftune.training.micro_batch.find_micro_batch`.
+        """
+        self.retire(slot)
+        return find_micro_batch(wanted, lambda micro: self._fits(slot, probe(spec, wanted=wanted, micro=micro)))
 
-def _describe_exit(code: int) -> str:
-    if code < 0:
-        return f"the worker was ended by {signal.Signals(-code).name}"
-    return f"the worker exited with code {code}"
+    def _fits(self, slot: int, spec: RunSpec) -> bool:
+        others: list[RunEvent] = []
+        self.submit(slot, spec, limit_seconds=_PROBE_LIMIT_SECONDS)
+        while True:
+            for event in self.poll(_PROBE_POLL_SECONDS):
+                if event.slot != slot:
+                    others.append(event)
+                elif isinstance(event, Finished | Lost | TimedOut):
+                    self.retire(slot)
+                    self._events += others
+                    if isinstance(event, Finished):
+                        return not is_too_large(event.result)
+                    return isinstance(event, TimedOut)  # it is slow, but was not killed for its memory
+
+    # -- what happens ------------------------------------------------------------------------------------------------
+
+    def poll(self, timeout_seconds: float) -> list[RunEvent]:
+        """What happened since the last call; waits up to ``timeout_seconds`` for something."""
+        deadline = time.perf_counter() + timeout_seconds
+        while True:
+            self._look(max(0.0, deadline - time.perf_counter()))
+            if self._events or time.perf_counter() >= deadline:
+                events, self._events = self._events, []
+                return events
+
+    def _look(self, timeout_seconds: float) -> None:
+        """Begin what can begin, read what has come, kill what takes too long."""
+        for slot in list(self._submissions):
+            self._begin_if_granted(slot)
+        if self._events:
+            timeout_seconds = 0.0
+        elif any(submission.begun_at is None for submission in self._submissions.values()):
+            timeout_seconds = min(timeout_seconds, _WAITING_SECONDS)
+        by_connection = {worker.connection: slot for slot, worker in self._workers.items()}
+        for connection in wait(list(by_connection), timeout_seconds):
+            if isinstance(connection, Connection):
+                self._read(by_connection[connection])
+        for slot, submission in list(self._submissions.items()):
+            limit, wall_seconds = submission.limit_seconds, submission.wall_seconds()
+            if submission.begun_at is not None and limit is not None and wall_seconds > limit:
+                self.retire(slot)
+                self._end(slot)
+                self._events.append(TimedOut(slot, limit, wall_seconds))
+
+    def _begin_if_granted(self, slot: int) -> None:
+        """Send a run that has got its device to its worker."""
+        submission = self._submissions[slot]
+        if submission.begun_at is not None or not submission.request.is_granted():
+            return
+        submission.begun_at = time.perf_counter()
+        waited_seconds = submission.begun_at - submission.submitted_at
+        self._ledger.add("waiting", waited_seconds)
+        self._events.append(Started(slot, waited_seconds))
+        # A worker that died while idle is noticed here or, if it dies later, by poll().
+        if slot in self._workers and self._workers[slot].is_gone():
+            self.retire(slot)
+        if slot not in self._workers:
+            self._workers[slot] = WorkerProcess(threads=self._threads)
+        if submission.request.cpus:
+            pin(self._workers[slot].pid, submission.request.cpus)
+        self._workers[slot].send(submission.spec)
+
+    def _read(self, slot: int) -> None:
+        """Take a worker's next message."""
+        worker, submission = self._workers[slot], self._submissions.get(slot)
+        try:
+            message = worker.receive()
+        except GoneError as error:
+            wall_seconds = submission.wall_seconds() if submission is not None else 0.0
+            reason = self._workers.pop(slot).stop()
+            if submission is not None and submission.begun_at is not None:
+                self._end(slot)
+                self._events.append(Lost(slot, str(error) or reason, wall_seconds))
+            return
+        if isinstance(message, Ready):
+            self._ledger.add("worker_start", time.perf_counter() - worker.started_at)
+            # The run begins now: starting the worker is not its time.
+            if submission is not None:
+                submission.begun_at = time.perf_counter()
+        elif submission is not None and isinstance(message, Point):
+            self._events.append(Progressed(slot, message.point))
+        elif submission is not None and isinstance(message, Done):
+            self._end(slot)
+            self._events.append(Finished(slot, message.result, submission.wall_seconds()))
+
+    def _end(self, slot: int) -> None:
+        """The slot is idle again, and its device free for others."""
+        self._submissions.pop(slot).request.release()
