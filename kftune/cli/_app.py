@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-import kftune
+from kftune._version import __version__
 from kftune.cli import (
+    benchmark,
     best,
     compare,
     confirm,
@@ -15,12 +16,14 @@ from kftune.cli import (
     data,
     describe,
     export,
+    figure,
     import_,
     init,
     listing,
     profile,
     resume,
     run,
+    serve,
     status,
     transfer,
     validate,
@@ -38,7 +41,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"kftune {kftune.__version__}")
+        print(f"kftune {__version__}")
         raise typer.Exit
 
 
@@ -65,7 +68,10 @@ app.command("transfer")(transfer.transfer)
 app.command("export")(export.export)
 app.command("import")(import_.import_)
 app.command("dashboard")(dashboard.dashboard)
+app.command("serve")(serve.serve)
+app.command("figure")(figure.figure)
 app.command("profile")(profile.profile)
 app.command("list")(listing.list_)
 app.command("describe")(describe.describe)
+app.add_typer(benchmark.app, name="benchmark")
 app.add_typer(data.app, name="data")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -36,8 +36,11 @@ def sole_runner(database: Path | None) -> Iterator[None]:
         process = owner.read_text().strip() if owner.exists() else "unknown"
         raise StudyLockedError(f"{database}: another kftune (process {process}) is running studies in it now") from None
     try:
-        owner.write_text(str(os.getpid()))
+        # The note is for messages only: a disk that is full or read-only by now shall not hide what happened.
+        with suppress(OSError):
+            owner.write_text(str(os.getpid()))
         yield
     finally:
-        owner.unlink(missing_ok=True)
+        with suppress(OSError):
+            owner.unlink(missing_ok=True)
         lock.release()

@@ -82,7 +82,9 @@ def storage_failures(repository: Repository) -> Iterator[None]:
     try:
         yield
     except optuna.exceptions.StorageInternalError as error:
-        raise StorageError(f"{repository.name}: {error.__cause__ or error}") from error
+        cause = error.__cause__ or error
+        # SQLAlchemy adds lines with the statement and a link.
+        raise StorageError(f"{repository.name}: {getattr(cause, 'orig', None) or cause}") from error
 
 
 class _Search(Session):

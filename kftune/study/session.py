@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-import kftune
+from kftune._version import __version__
 from kftune.space import Value
 from kftune.storage.records import Purpose
 from kftune.storage.repository import Repository, RunRecord, SessionRecord
@@ -364,7 +364,7 @@ class Session(ABC):
             )
 
     def _session_record(self) -> SessionRecord:
-        versions = {"kftune": kftune.__version__, "python": platform.python_version()}
+        versions = {"kftune": __version__, "python": platform.python_version()}
         versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
         versions |= self.config.code_versions()
         return SessionRecord(

@@ -33,7 +33,7 @@ def test_a_study_file_is_valid_and_bears_its_name(path: Path) -> None:
 def test_a_study_file_runs(path: Path, tmp_path: Path) -> None:
     config = load_config(path, (*SMALL, f"storage={tmp_path / 'study.db'}"))
     for problem in config.problems:
-        dataset = PROBLEMS.get(problem.name).dataset
+        dataset = PROBLEMS.get(problem.name).dataset if problem.target is None else None
         if dataset is not None and not (DATA / dataset).is_dir():
             pytest.skip(f"no {dataset} in {DATA} (KFTUNE_TEST_DATA)")
     with Repository.open(config.storage) as repository:

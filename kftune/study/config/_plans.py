@@ -164,7 +164,7 @@ def _own_sampler(config: SamplerConfig, flaws: Flaws) -> tuple[SamplerEntry | No
         flaws.add(("sampler", "args"), str(error))
         return None, {}
     changed = {name: value for name, value in config.options.items() if value != entry.options.get(name)}
-    return entry, {"target": config.target, "args": changed}
+    return entry, {"target": config.target} | ({"args": changed} if changed else {})
 
 
 def _check_searchable(sampler: SamplerEntry, plan: StudyPlan, flaws: Flaws) -> None:

@@ -28,6 +28,10 @@ class SamplerEntry:
         allowed: option → the values it may have; for a number a pair (smallest, largest).
         conditional: whether it can model dimensions that exist only in some configurations.
         categorical: whether it can model categorical dimensions.
+        widen: for a sampler that may leave the box: (space, options) → the space with the bounds that it may go to.
+            ``make`` and ``count`` then also get ``widest``, which is at most that.
+        count: for a sampler that runs out of configurations: called as ``count(space=…, widest=…, seed=…, trials=…,
+            **options)`` with the trials so far; returns how many there will be in all, as far as these tell.
     """
 
     name: str
@@ -38,6 +42,8 @@ class SamplerEntry:
     allowed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     conditional: bool = True
     categorical: bool = True
+    widen: Callable[[Space, Mapping[str, Any]], Space] | None = None
+    count: Callable[..., int] | None = None
 
     def resolve_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """All options, defaults filled in.

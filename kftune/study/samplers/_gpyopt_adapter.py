@@ -5,21 +5,19 @@ from __future__ import annotations
 import functools
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-_N_RESTARTS, _N_RESTARTS_FAITHFUL = 1, 5
+from kftune.study.samplers._columns import Columns, Points
+
+_N_RESTARTS = 5
 _MAX_ITERATIONS = 1000
 _LOCK = threading.Lock()
-
-
-Points: TypeAlias = NDArray[np.float64]
-"""Rows (n, d): coordinates in [0, 1], categories as 0, 1, …"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +29,7 @@ class GPyOptSettings:
             confidence bound.
         jitter: improvements smaller than this many standard deviations of the values do not count (EI and MPI).
         exploration_weight: standard deviations below the mean at which the bound lies (LCB).
-        faithful: GPyOpt as it comes: the values themselves, not their logarithms, and five fits of the model.
+        faithful: GPyOpt as it comes, see :class:`GPyOptSampler`.
     """
 
     acquisition: str = "EI"
@@ -40,25 +38,10 @@ class GPyOptSettings:
     faithful: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Columns:
-    """What the columns of points are.
-
-    Attributes:
-        n_categories: per column the number of categories, None for a coordinate.
-        neutral: what stands in a column that is inactive (d,).
-        inactive: points → which of their columns are inactive, of the same shape; None if always all are active.
-    """
-
-    n_categories: Sequence[int | None]
-    neutral: Sequence[float]
-    inactive: Callable[[Points], NDArray[np.bool_]] | None = None
-
-
 def propose(
     points: Points, values: NDArray[np.float64], *, columns: Columns, settings: GPyOptSettings, seed: int
 ) -> NDArray[np.float64]:
-    """The point at which the acquisition function of a Gaussian process is largest.
+    """The point that GPyOpt proposes.
 
     numpy's global generator and the warning filters, which GPyOpt uses and changes, are as before afterwards.
 
@@ -75,13 +58,14 @@ def propose(
     Raises:
         numpy.linalg.LinAlgError: the model's covariance cannot be factorized.
     """
-    with _lone_user(seed):
+    with lone_user(seed):
         (point,) = _make_search(points, values[:, None], columns, settings).suggest_next_locations()
     return np.asarray(point, dtype=np.float64)
 
 
 @contextmanager
-def _lone_user(seed: int) -> Iterator[None]:
+def lone_user(seed: int) -> Iterator[None]:
+    """GPy and GPyOpt with numpy's global generator at ``seed``; afterwards it and the warning filters are as before."""
     with _LOCK, warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # overflows while the likelihood is searched, deprecations of old code
         import GPyOpt  # noqa: F401  # before the seeding, in case that the first import draws random numbers
@@ -104,8 +88,7 @@ def _make_search(points: Points, values: NDArray[np.float64], columns: Columns, 
     from GPyOpt.optimization import AcquisitionOptimizer
 
     space = Design_space([_variable(i, n) for i, n in enumerate(columns.n_categories)])
-    n_restarts = _N_RESTARTS_FAITHFUL if settings.faithful else _N_RESTARTS
-    model = GPModel(optimizer="lbfgs", max_iters=_MAX_ITERATIONS, optimize_restarts=n_restarts, verbose=False)
+    model = GPModel(optimizer="lbfgs", max_iters=_MAX_ITERATIONS, optimize_restarts=_N_RESTARTS, verbose=False)
     # Predicts at all points; EI and MPI ask for it at every step although it changes with a fit only, of which there
     # is one. Half the time of an ask at 150 trials, most of it beyond.
     model.get_fmin = functools.cache(model.get_fmin)

@@ -1,46 +1,55 @@
-"""Bayesian optimization with GPyOpt's Gaussian process, as an Optuna sampler."""
+"""Bayesian optimization with Gaussian processes: GPyOpt as it comes, and a search of our own around GPy's model."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import optuna
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from kftune.space import Space, Value
-from kftune.study.samplers._coordinates import (
-    conditions,
-    derived_seed,
-    distributions,
-    from_unit,
-    to_unit,
-    without_single,
+from kftune.study.samplers import _gpyopt_adapter
+from kftune.study.samplers._acquisition import (
+    Acquisition,
+    expected_improvement,
+    improvement_probability,
+    lower_bound,
+    maximize,
 )
+from kftune.study.samplers._columns import Columns, Points, Vector, decode, encode, make_columns
+from kftune.study.samplers._coordinates import conditions, derived_seed, distributions, without_single
 from kftune.study.samplers._entry import SamplerEntry
-from kftune.study.samplers._gpyopt_adapter import Columns, GPyOptSettings, propose
+from kftune.study.samplers._gaussian_process import GaussianProcess, warped_values
+from kftune.study.samplers._gpyopt_adapter import GPyOptSettings
+from kftune.study.samplers._observed import is_given, observations, pending
 from kftune.study.samplers.designs import RandomSampler
 
 _logger = logging.getLogger(__name__)
 
 
 class GPyOptSampler(RandomSampler):
-    """Random for the first trials, then the maximum of GPyOpt's acquisition function over all dimensions.
+    """Random for the first trials, then the maximum of an acquisition function over all dimensions.
 
-    How the traps of GPyOpt are avoided:
+    In both modes:
 
-    * a dimension is what its scale makes of it (logarithms on a log scale), brought to [0, 1]; whole numbers are
-      continuous in the model and rounded afterwards; categories are numbered;
-    * a dimension that is inactive in a trial stands at its middle, or at its first category;
-    * a value that is not finite counts as the worst finite one; values are modelled as logarithms (losses span
-      orders of magnitude) unless ``faithful``;
-    * trials still running count as if they had given the mean value (constant liar; Ginsbourger et al. 2010), so that
-      parallel asks differ.
+    * a dimension is what its scale makes of it (logarithms on a log scale), brought to [0, 1]; categories are numbered;
+    * a dimension that is inactive in a trial stands at its middle, or at its first category, and the model predicts the
+      same whatever stands there;
+    * a pruned trial counts as no better than the median, see :func:`observations`; a failed one does not count.
+
+    ``faithful`` is GPyOpt itself: the values as they are (not finite ones as the worst finite one), one length scale
+    for all dimensions, whole numbers continuous and rounded afterwards, and trials still running count as if they had
+    given the mean value. Without it, GPy fits the same kernel and noise, with a length scale per dimension and priors
+    (:func:`fit`), to values whose bad half is compressed (:func:`warped_values`); whole numbers of few values are
+    searched as such; the improvement is weighed by what an observation would teach, and maximized from more starts
+    (:func:`maximize`); trials still running count as if they had given what the model expects of them.
 
     Args:
         search_space: every dimension, conditional ones included.
@@ -75,50 +84,36 @@ class GPyOptSampler(RandomSampler):
         """The acquisition function's maximum; nothing (then every dimension is random) as long as there is no model."""
         self._raise_error_if_multi_objective(study)
         search_space = without_single(search_space)
-        if trial.number < self._n_startup_trials or not search_space:
+        if trial.number < self._n_startup_trials or not search_space or is_given(trial, search_space):
             return {}
-        others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
-        observed = [other for other in others if other.state == TrialState.COMPLETE]
+        observed = observations(study)
         if not observed:
             return {}
-        values = modelled_values([_to_minimize(study, other) for other in observed], log=not self._settings.faithful)
-        running = [other for other in others if other.state == TrialState.RUNNING and other.params]
+        sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
         try:
-            point = propose(
-                np.array([_encode(search_space, other) for other in (*observed, *running)]),
-                np.concatenate([values, np.full(len(running), values.mean())]),
-                columns=self._columns(search_space),
-                settings=self._settings,
+            point = self._propose(
+                np.array([encode(search_space, params) for params, _ in observed]),
+                [sign * value for _, value in observed],
+                pending=np.array([encode(search_space, params) for params in pending(study, besides=trial)]),
+                columns=make_columns(search_space, self._conditions),
                 seed=derived_seed(self._seed, trial.number),
             )
         except np.linalg.LinAlgError as error:
             _logger.warning("trial %d is random: the Gaussian process has no solution (%s)", trial.number, error)
             return {}
-        return {
-            name: _decode(search_space[name], coordinate) for name, coordinate in zip(search_space, point, strict=True)
-        }
+        return decode(search_space, point)
 
-    def _columns(self, search_space: Mapping[str, BaseDistribution]) -> Columns:
-        names = list(search_space)
-        gates = [
-            (names.index(name), names.index(other), values)
-            for name, (other, values) in self._conditions.items()
-            if name in search_space and other in search_space
-        ]
-
-        def inactive(points: NDArray[np.float64]) -> NDArray[np.bool_]:
-            mask = np.zeros(points.shape, dtype=np.bool_)
-            for column, other, values in gates:  # in the space's order: what others depend on comes first
-                controlling = search_space[names[other]]
-                holds = [_decode(controlling, coordinate) in values for coordinate in points[:, other]]
-                mask[:, column] = mask[:, other] | ~np.array(holds)
-            return mask
-
-        return Columns(
-            n_categories=[_n_categories(distribution) for distribution in search_space.values()],
-            neutral=[_neutral(distribution) for distribution in search_space.values()],
-            inactive=inactive if gates else None,
-        )
+    def _propose(
+        self, points: Points, values: Sequence[float], *, pending: Points, columns: Columns, seed: int
+    ) -> Vector:
+        """See :func:`propose` and GPyOpt's in :mod:`_gpyopt_adapter`."""
+        if not self._settings.faithful:
+            return propose(points, values, pending=pending, columns=columns, settings=self._settings, seed=seed)
+        modelled = finite_values(values)
+        if len(pending):
+            points = np.concatenate([points, pending])
+            modelled = np.concatenate([modelled, np.full(len(pending), modelled.mean())])
+        return _gpyopt_adapter.propose(points, modelled, columns=columns, settings=self._settings, seed=seed)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -128,56 +123,50 @@ class GPyOptSampler(RandomSampler):
         return super().sample_independent(study, trial, param_name, param_distribution)
 
 
-def modelled_values(values: Sequence[float], *, log: bool) -> NDArray[np.float64]:
-    """Observed values as the model should see them.
+def propose(
+    points: Points, values: Sequence[float], *, pending: Points, columns: Columns, settings: GPyOptSettings, seed: int
+) -> Vector:
+    """The point at which the acquisition function is largest.
 
-    +inf becomes the largest finite value and -inf the smallest. With ``log``, logarithms are taken if no value is
-    negative; zeros then count as half the smallest positive value.
+    Args:
+        points: observed points (n, d).
+        values: their values (n,), to be minimized.
+        pending: points (m, d) whose values are not known yet.
+        columns: of the points.
+        settings: see there.
+        seed: of the search.
+
+    Returns:
+        A point (d,); its inactive columns are neutral.
+
+    Raises:
+        numpy.linalg.LinAlgError: the model's covariance cannot be factorized.
     """
+    with _gpyopt_adapter.lone_user(seed):
+        model = GaussianProcess(points, warped_values(values), columns=columns)
+    if len(pending):
+        model = model.with_assumed(columns.settled(pending))
+    # The best of what is expected, not of what was seen, which owes something to luck.
+    least = float(model.predict(model.points)[0].min())
+    return maximize(model, _acquisition(settings, model, least), columns=columns, seed=seed)
+
+
+def _acquisition(settings: GPyOptSettings, model: GaussianProcess, least: float) -> Acquisition:
+    if settings.acquisition == "LCB":
+        return lower_bound(settings.exploration_weight)
+    if settings.acquisition == "MPI":
+        return improvement_probability(least - settings.jitter)
+    return expected_improvement(least - settings.jitter, noise=math.sqrt(model.hyperparameters.noise))
+
+
+def finite_values(values: Sequence[float]) -> NDArray[np.float64]:
+    """Values with +inf as the largest finite one and -inf as the smallest; zeros if none is finite."""
     observed = np.array(values, dtype=np.float64)
     finite = observed[np.isfinite(observed)]
     if not len(finite):
         return np.zeros_like(observed)
-    observed = np.clip(observed, finite.min(), finite.max())
-    positive = observed[observed > 0]
-    if not log or not len(positive) or observed.min() < 0:
-        return observed
-    logarithms: NDArray[np.float64] = np.log(np.maximum(observed, positive.min() / 2))
-    return logarithms
-
-
-def _to_minimize(study: optuna.Study, trial: FrozenTrial) -> float:
-    value = trial.value
-    assert value is not None  # the trial is complete
-    return -value if study.direction == StudyDirection.MAXIMIZE else value
-
-
-def _n_categories(distribution: BaseDistribution) -> int | None:
-    return len(distribution.choices) if isinstance(distribution, CategoricalDistribution) else None
-
-
-def _neutral(distribution: BaseDistribution) -> float:
-    """What stands for a dimension that is inactive."""
-    return 0.0 if isinstance(distribution, CategoricalDistribution) else 0.5
-
-
-def _encode(search_space: Mapping[str, BaseDistribution], trial: FrozenTrial) -> list[float]:
-    """A trial as a row: unit coordinates, numbers of categories."""
-    row = []
-    for name, distribution in search_space.items():
-        if name not in trial.params:
-            row.append(_neutral(distribution))
-        elif isinstance(distribution, CategoricalDistribution):
-            row.append(float(distribution.to_internal_repr(trial.params[name])))
-        else:
-            row.append(to_unit(distribution, trial.params[name]))
-    return row
-
-
-def _decode(distribution: BaseDistribution, coordinate: float) -> Any:
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[round(coordinate)]
-    return from_unit(distribution, coordinate)
+    clipped: NDArray[np.float64] = np.clip(observed, finite.min(), finite.max())
+    return clipped
 
 
 def _make(*, space: Space, seed: int, trial_number: int, n_startup_trials: int, **options: Any) -> GPyOptSampler:
@@ -194,8 +183,8 @@ ENTRIES = (
     SamplerEntry(
         name="gpyopt",
         make=_make,
-        summary="Gaussian process (Matérn 5/2) with expected improvement; about a second per trial",
-        source="The GPyOpt authors 2016, as used by Ulbæk 2022",
+        summary="Gaussian process (Matérn 5/2) with expected improvement; a fraction of a second per trial",
+        source="The GPyOpt authors 2016; with `faithful` as used by Ulbæk 2022",
         options={"acquisition": "EI", "jitter": 0.01, "exploration_weight": 2.0, "faithful": False},
         allowed={"acquisition": ("EI", "MPI", "LCB"), "jitter": (0.0, 10.0), "exploration_weight": (0.0, 100.0)},
     ),

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import kftune
+from kftune._version import __version__
 from kftune.errors import UsageError
 from kftune.optim import ModelOptimizer
 from kftune.optim._base import LayerSize
@@ -120,5 +120,5 @@ def machine(device: torch.device) -> Machine:
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         torch=torch.__version__,
-        kftune=kftune.__version__,
+        kftune=__version__,
     )

@@ -1,0 +1,219 @@
+"""Studies from Python, mirroring the study file and the commands."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from kftune.errors import UsageError, UserCodeError
+
+if TYPE_CHECKING:
+    from kftune.analysis.results import FileResults
+    from kftune.study.config import StudyConfig
+    from kftune.study.session import RunSummary
+
+__all__ = ["Results", "Study", "run_study"]
+
+
+def run_study(
+    file: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    devices: str | None = None,
+    workers: int | None = None,
+    data_dir: Path | None = None,
+    progress: bool = True,
+) -> Results:
+    """Run a study file, or go on with it where it was left: ``kftune run`` as a function.
+
+    Args:
+        file: the study file.
+        overrides: ``key.path=value`` each, as ``--set`` takes them.
+        devices: one slot per item, e.g. ``"cuda:0,cuda:1"``, in place of the file's.
+        workers: so many runs at a time on the CPU.
+        data_dir: where datasets are; by default ``KFTUNE_DATA``, else the user's cache.
+        progress: whether to show it.
+
+    Raises:
+        ConfigError: the file is wrong; all that is, a line each.
+        UsageError: data or a device are missing, the database cannot be used, a stored study differs.
+        UserCodeError: code that the file names failed several times in the same way.
+        KeyboardInterrupt: passed on; every finished run is stored.
+    """
+    study = Study(file, overrides=overrides)
+    return study.run(devices=devices, workers=workers, data_dir=data_dir, progress=progress)
+
+
+class Study:
+    """A study file, or the same keys as arguments: ``Study(name="mine", problems=["digits_mlp"], …)``.
+
+    Among ``problems`` and ``optimizers`` may stand functions and classes of an importable module in place of their
+    ``target``.
+
+    Args:
+        file: the study file; then no keys are given.
+        overrides: ``key.path=value`` each, applied to either.
+        keys: of a study file.
+
+    Raises:
+        ConfigError: something is wrong; all that is, a line each.
+        UserCodeError: code that is named failed.
+    """
+
+    def __init__(self, file: str | Path | None = None, *, overrides: Sequence[str] = (), **keys: Any) -> None:
+        from kftune.study.config import config_from_dict, load_config
+
+        if (file is None) == (not keys):
+            raise UsageError("Study takes either a study file or its keys")
+        self.config: StudyConfig
+        if file is not None:
+            self.config = load_config(file, overrides)
+            return
+        directories: list[Path] = []
+        for key in ("problems", "optimizers"):
+            if isinstance(keys.get(key), list | tuple):
+                keys[key] = [_named(item, directories) for item in keys[key]]
+        directory = directories[0] if directories else Path()
+        self.config = config_from_dict(keys, "Study", overrides, directory=directory)
+
+    def run(
+        self,
+        *,
+        devices: str | None = None,
+        workers: int | None = None,
+        data_dir: Path | None = None,
+        progress: bool = True,
+    ) -> Results:
+        """Bring every study to its number of trials; see :func:`run_study`."""
+        from kftune.study.runner import run_studies
+
+        return self._train(run_studies, devices, workers, data_dir, progress)
+
+    def confirm(
+        self,
+        *,
+        top: int = 4,
+        seeds: int = 5,
+        budget_factors: Sequence[float] = (1.0,),
+        devices: str | None = None,
+        workers: int | None = None,
+        data_dir: Path | None = None,
+        progress: bool = True,
+    ) -> Results:
+        """Train the best configurations again on fresh seeds; see :func:`kftune.study.confirm.confirm_studies`."""
+        from kftune.study.confirm import confirm_studies
+
+        train = partial(confirm_studies, top=top, seeds=seeds, budget_factors=budget_factors)
+        return self._train(train, devices, workers, data_dir, progress)
+
+    def results(self) -> Results:
+        """What is stored.
+
+        Raises:
+            UsageError: nothing is.
+        """
+        from kftune.analysis.results import load_results
+        from kftune.storage.repository import Repository
+
+        with Repository.open(self.config.storage, read_only=True) as repository:
+            return Results(load_results(repository, [self.config.name])[0])
+
+    def _train(
+        self,
+        train: Callable[..., RunSummary],
+        devices: str | None,
+        workers: int | None,
+        data_dir: Path | None,
+        progress: bool,
+    ) -> Results:
+        from kftune.cli._progress import make_reporter
+        from kftune.problems import default_data_dir
+        from kftune.storage.repository import Repository
+        from kftune.study.config import resolve_devices
+        from kftune.study.runner import Interrupt, preflight
+
+        slots = resolve_devices(self.config, devices, workers=workers)
+        directory = data_dir if data_dir is not None else default_data_dir()
+        preflight(self.config, data_dir=directory)
+        go = partial(train, self.config, devices=slots, data_dir=directory)
+        with Repository.open(self.config.storage) as repository:
+            if progress:
+                with make_reporter(self.config, Interrupt()) as reporter:
+                    summary = go(repository=repository, reporter=reporter)
+            else:
+                summary = go(repository=repository)
+        if summary.outcome == "crashed":
+            raise UserCodeError(summary.message)
+        return self.results()
+
+
+class Results:
+    """Everything stored about one study file, as data frames; nothing here changes the database.
+
+    Attributes:
+        file: the same as objects.
+    """
+
+    def __init__(self, file: FileResults) -> None:
+        self.file = file
+
+    def trials(self) -> pd.DataFrame:
+        """One row per trial; see :func:`kftune.analysis.frames.trials_frame`."""
+        from kftune.analysis.frames import trials_frame
+
+        return trials_frame([self.file])
+
+    def runs(self) -> pd.DataFrame:
+        """One row per run of the search; see :func:`kftune.analysis.frames.runs_frame`."""
+        from kftune.analysis.frames import runs_frame
+
+        return runs_frame([self.file])
+
+    def curves(self) -> pd.DataFrame:
+        """One row per evaluation of a run; see :func:`kftune.analysis.frames.points_frame`."""
+        from kftune.analysis.frames import points_frame
+
+        return points_frame([self.file])
+
+    def best(self, top: int = 1) -> pd.DataFrame:
+        """The best configurations of every study: problem, optimizer, rank, value, spread, trial, params.
+
+        Values are those the configurations were chosen by, and promise a little too much; see :meth:`Study.confirm`.
+        """
+        from kftune.analysis.best import best_configurations
+
+        rows = [
+            {
+                "problem": study.problem,
+                "optimizer": study.optimizer,
+                "rank": best.rank,
+                "value": best.value,
+                "spread": best.spread,
+                "trial": best.trial,
+                "params": dict(best.params),
+            }
+            for study in best_configurations([self.file], top=top)
+            for best in study.configurations
+        ]
+        return pd.DataFrame(rows, columns=["problem", "optimizer", "rank", "value", "spread", "trial", "params"])
+
+
+def _named(item: Any, directories: list[Path]) -> Any:
+    """A function or class as its target; its module's directory is added to ``directories``.
+
+    Raises:
+        UsageError: a worker process could not import it.
+    """
+    if not (inspect.isroutine(item) or inspect.isclass(item)):
+        return item
+    if item.__module__ == "__main__" or "<" in item.__qualname__:
+        raise UsageError(f"{item.__qualname__} must stand in a module of its own: every run imports it anew")
+    source = inspect.getsourcefile(item)
+    if source is not None and "." not in item.__module__:
+        directories.append(Path(source).parent)
+    return {"target": f"{item.__module__}:{item.__qualname__}"}
