@@ -82,8 +82,9 @@ def importable_from(directory: str | Path | None) -> Iterator[None]:
         with contextlib.suppress(ValueError):  # the user's own code may have changed the path
             sys.path.remove(place)
         for name in sys.modules.keys() - known:
+            # A package that could not be imported leaves modules of its behind.
             top = name.partition(".")[0]
-            if top not in known and _home(sys.modules[top]) == place:
+            if top not in known and top in sys.modules and _home(sys.modules[top]) == place:
                 _homes[name] = place
 
 

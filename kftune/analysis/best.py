@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+from kftune.analysis.gate import HuggedEdge, hugged_edges
 from kftune.analysis.results import FileResults, StudyResults, TrialResults, objective_of
 
 __all__ = ["BestConfiguration", "StudyBest", "best_configurations", "best_of_study"]
@@ -64,6 +65,7 @@ class StudyBest:
         fixed: hyperparameters that are not searched, the same in every configuration.
         n_finished: trials that are settled.
         configurations: best first.
+        edges: of the search box that the best trials hug; see :mod:`kftune.analysis.gate`.
     """
 
     file_name: str
@@ -74,6 +76,12 @@ class StudyBest:
     fixed: Mapping[str, Any]
     n_finished: int
     configurations: tuple[BestConfiguration, ...]
+    edges: tuple[HuggedEdge, ...] = ()
+
+    @property
+    def is_provisional(self) -> bool:
+        """Whether better values may lie beyond an edge of the search box."""
+        return any(edge.is_provisional for edge in self.edges)
 
     @property
     def searched(self) -> tuple[str, ...]:
@@ -83,7 +91,11 @@ class StudyBest:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return asdict(self) | {"configurations": [best.to_dict() for best in self.configurations]}
+        return asdict(self) | {
+            "configurations": [best.to_dict() for best in self.configurations],
+            "edges": [edge.to_dict() for edge in self.edges],
+            "is_provisional": self.is_provisional,
+        }
 
 
 def best_configurations(files: Sequence[FileResults], *, top: int = 4) -> list[StudyBest]:
@@ -110,6 +122,7 @@ def best_of_study(study: StudyResults, *, top: int = 4) -> StudyBest:
         fixed=dict(record.space.get("fixed", {})),
         n_finished=len(study.finished),
         configurations=tuple(_configuration(rank, trial) for rank, trial in enumerate(study.ranked()[:top], start=1)),
+        edges=tuple(hugged_edges(study)),
     )
 
 

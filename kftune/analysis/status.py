@@ -9,10 +9,9 @@ from datetime import datetime
 from typing import Any
 
 from kftune.analysis.results import FileResults, StudyResults
-from kftune.storage.repository import SessionRecord
-from kftune.training.results import RunResult
+from kftune.storage.repository import RunRecord
 
-__all__ = ["FileStatus", "Ledger", "StudyStatus", "file_statuses"]
+__all__ = ["FileStatus", "Ledger", "StudyStatus", "file_ledger", "file_statuses"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +52,10 @@ class StudyStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
-    """Where the seconds of a study file's sessions went, all of them together.
+    """Where the seconds of a study file's sessions went, all of them together, those of confirming runs included.
 
     A session on two slots has two slot-seconds each second. ``overhead`` is what is left of them: asking and telling
-    the sampler, storing, talking to workers, slots without work, attempts that were lost.
+    the sampler, storing, talking to workers, slots without work.
 
     Attributes:
         wall_seconds: of the sessions.
@@ -69,6 +68,7 @@ class Ledger:
         asking_seconds: in the samplers, for new configurations.
         telling_seconds: in the samplers, with their values.
         storing_seconds: writing runs.
+        lost_seconds: wall seconds of runs that were made again and of attempts that the machine lost.
     """
 
     wall_seconds: float
@@ -81,12 +81,18 @@ class Ledger:
     asking_seconds: float
     telling_seconds: float
     storing_seconds: float
+    lost_seconds: float = 0.0
+
+    @property
+    def sampling_seconds(self) -> float:
+        """Asking and telling the samplers."""
+        return self.asking_seconds + self.telling_seconds
 
     @property
     def overhead_seconds(self) -> float:
-        """Slot-seconds outside runs and the start of workers."""
+        """Slot-seconds outside runs, lost ones included, and the start of workers."""
         in_runs = self.train_seconds + self.evaluation_seconds + self.setup_seconds + self.warmup_seconds
-        return self.slot_seconds - in_runs - self.worker_start_seconds
+        return self.slot_seconds - in_runs - self.lost_seconds - self.worker_start_seconds
 
     @property
     def overhead_share(self) -> float | None:
@@ -95,7 +101,11 @@ class Ledger:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        derived = {"overhead_seconds": self.overhead_seconds, "overhead_share": self.overhead_share}
+        derived = {
+            "sampling_seconds": self.sampling_seconds,
+            "overhead_seconds": self.overhead_seconds,
+            "overhead_share": self.overhead_share,
+        }
         return asdict(self) | derived
 
 
@@ -148,7 +158,7 @@ def file_statuses(files: Sequence[FileResults]) -> list[FileStatus]:
             n_sessions=len(file.sessions),
             started_at=file.sessions[0].started_at if file.sessions else None,
             ended_at=file.sessions[-1].ended_at if file.sessions else None,
-            ledger=_ledger(file.sessions, [run.result for study in file.studies for run in study.runs]),
+            ledger=file_ledger(file),
         )
         for file in files
     ]
@@ -172,14 +182,19 @@ def _study_status(study: StudyResults) -> StudyStatus:
     )
 
 
-def _ledger(sessions: Sequence[SessionRecord], results: Sequence[RunResult]) -> Ledger:
+def file_ledger(file: FileResults) -> Ledger:
+    """Where the seconds of a study file's sessions went; curves are not needed."""
+    counted = [run for study in file.studies for run in (*study.runs, *study.confirmations)]
+    results = [run.result for run in counted]
+
     def of_sessions(key: str) -> float:
-        return sum(session.ledger.get(key, 0.0) for session in sessions)
+        return sum(session.ledger.get(key, 0.0) for session in file.sessions)
 
     return Ledger(
         wall_seconds=of_sessions("wall"),
         slot_seconds=sum(
-            session.ledger.get("wall", 0.0) * session.ledger.get("slots", len(session.devices)) for session in sessions
+            session.ledger.get("wall", 0.0) * session.ledger.get("slots", len(session.devices))
+            for session in file.sessions
         ),
         train_seconds=sum(result.train_seconds for result in results),
         evaluation_seconds=sum(result.evaluation_seconds for result in results),
@@ -189,4 +204,19 @@ def _ledger(sessions: Sequence[SessionRecord], results: Sequence[RunResult]) -> 
         asking_seconds=of_sessions("asking"),
         telling_seconds=of_sessions("telling"),
         storing_seconds=of_sessions("storing"),
+        lost_seconds=_lost_seconds(file, counted),
     )
+
+
+def _lost_seconds(file: FileResults, counted: Sequence[RunRecord]) -> float:
+    """Runs made again, and what else the slots were busy with in a session than runs that were stored."""
+    superseded = sum(run.wall_seconds for run in file.superseded)
+    stored: dict[int, float] = {}
+    for run in (*counted, *file.superseded):
+        stored[run.session_id] = stored.get(run.session_id, 0.0) + run.wall_seconds
+    attempts = sum(
+        max(0.0, session.ledger["busy"] - stored.get(session.id or 0, 0.0))
+        for session in file.sessions
+        if "busy" in session.ledger
+    )
+    return superseded + attempts

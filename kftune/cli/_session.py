@@ -196,5 +196,7 @@ def stored_config(name: str | None, storage: str | None, overrides: Sequence[str
             raise StorageError(f"{repository.name} holds several studies: name one of {', '.join(names)}")
         stored = dict(repository.studies(names[0])[-1].config)
         source = f"{names[0]} in {repository.name}"
+    if "imported" in stored:
+        raise StorageError(f"{names[0]} was imported from {stored['imported']}; there is nothing to go on with")
     # The database may have been moved since; its password is not stored in it.
     return config_from_dict(stored | {"storage": target.storage}, source, overrides)

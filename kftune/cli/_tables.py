@@ -9,6 +9,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from kftune.cli._output import console, counted, say, table
+from kftune.cli._verdict_tables import edge_advice
 from kftune.dashboard.formatting import number, objective_title
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ def _print_study(study: StudyBest) -> None:
     console().print(fitting[0] if fitting else _narrow(study, rows))
     if study.fixed:
         say(f"fixed: {', '.join(f'{name}={_shown(value)}' for name, value in study.fixed.items())}")
+    for edge in study.edges:
+        if edge.is_provisional:
+            say(f"provisional: {edge_advice(edge)}")
 
 
 def _fits(made: Table) -> bool:

@@ -22,13 +22,22 @@ def resume(
     devices: Devices = None,
     workers: Workers = None,
     data_dir: DataDir = None,
+    widen: Annotated[
+        bool,
+        typer.Option(
+            "--widen", help="Go on in wider boxes, under the name NAME-wide, where the best trials hug an edge."
+        ),
+    ] = False,
 ) -> None:
     """Go on with a study from its database alone."""
     from kftune.cli._session import Sitting, stored_config
+    from kftune.cli._widening import widened_study
     from kftune.study.config import without_password
 
     overrides = list(set_ or ())
     config = stored_config(name, storage, overrides)
+    if widen:
+        config = widened_study(config)
     again = ["kftune", "resume", config.name, "--storage", without_password(config.storage)]
     for override in overrides:
         again += ["--set", override]

@@ -71,6 +71,7 @@ def _print_seconds(ledger: Ledger, n_sessions: int) -> None:
         "evaluation": ledger.evaluation_seconds,
         "set-up and warm-up": ledger.setup_seconds + ledger.warmup_seconds,
         "start of workers": ledger.worker_start_seconds,
+        "runs made again or lost": ledger.lost_seconds,
         "overhead": ledger.overhead_seconds,
         "  asking the sampler": ledger.asking_seconds,
         "  telling it": ledger.telling_seconds,

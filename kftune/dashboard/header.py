@@ -131,8 +131,10 @@ def _shares(ledger: Ledger) -> list[Share]:
         ("train", "training", ledger.train_seconds),
         ("evaluation", "evaluation", ledger.evaluation_seconds),
         ("setup", "set-up and warm-up", ledger.setup_seconds + ledger.warmup_seconds),
+        ("sampling", "sampling", ledger.sampling_seconds),
+        ("lost", "lost or made again", ledger.lost_seconds),
         ("start", "starting workers", ledger.worker_start_seconds),
-        ("overhead", "everything else", max(0.0, ledger.overhead_seconds)),
+        ("overhead", "everything else", max(0.0, ledger.overhead_seconds - ledger.sampling_seconds)),
     ]
     if ledger.slot_seconds <= 0:
         return []
@@ -146,7 +148,7 @@ def _shares(ledger: Ledger) -> list[Share]:
 def _ledger_note(status: FileStatus) -> str:
     ledger = status.ledger
     return (
-        f"{duration(ledger.wall_seconds)} of wall time; in “everything else” the samplers took "
-        f"{duration(ledger.asking_seconds)} to propose and {duration(ledger.telling_seconds)} to be told, "
-        f"storing {duration(ledger.storing_seconds)}."
+        f"{duration(ledger.wall_seconds)} of wall time; the samplers took {duration(ledger.asking_seconds)} to propose "
+        f"and {duration(ledger.telling_seconds)} to be told; {duration(ledger.storing_seconds)} of storing is in "
+        "“everything else”."
     )

@@ -3,76 +3,131 @@
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
-import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jinja2
-import plotly.graph_objects as go
-import yaml
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from kftune.analysis.results import FileResults, load_results
+from kftune.dashboard.encoding import figure_json, json_markup
 from kftune.dashboard.figures._style import DARK, OptimizerStyle, optimizer_styles
-from kftune.dashboard.header import Header, make_header
-from kftune.dashboard.panels import Panel, outcomes_panel, problem_panels
+from kftune.dashboard.header import make_header
+from kftune.dashboard.panels import FILE_PANELS, PROBLEM_PANELS, Subject
+from kftune.dashboard.parts import Panel
+from kftune.dashboard.trials import trial_tables
 from kftune.errors import UsageError
 from kftune.storage.repository import Repository
 
-__all__ = ["render_page", "write_page"]
+__all__ = [
+    "Sources",
+    "policy",
+    "read_sources",
+    "render_live_page",
+    "render_main",
+    "render_page",
+    "render_panels",
+    "without_collecting",
+    "write_page",
+    "write_whole",
+]
+
+Sources: TypeAlias = Mapping[str, Sequence[str] | None]
+"""Database URL → names of study files in it, in the order wanted; None for all of them."""
+
+_ALL = "all problems"
 
 
 @dataclass(frozen=True)
 class _Problem:
+    id: str
     name: str
-    panels: Sequence[Panel]
+    panels: Sequence[Markup]
 
 
 @dataclass(frozen=True)
 class _File:
-    name: str
-    header: Header
+    id: str
+    head: Markup
     optimizers: Sequence[str]
     problems: Sequence[_Problem]
-    outcomes: Panel
-    study_file: str
+    panels: Sequence[Markup]
 
 
-def write_page(repository: Repository, *, file_names: Sequence[str] | None = None, out: Path) -> Path:
+def write_page(sources: Sources, *, out: Path) -> list[str]:
     """Write the page about some study files.
 
     Args:
-        repository: an open database.
-        file_names: names of study files, in the order wanted; None for all.
+        sources: database URL → names of study files in it, in the order wanted; None for all of them.
         out: the HTML file; replaced at once, never half written. Its directory is made if need be.
 
     Returns:
-        ``out``.
+        Names of the study files.
 
     Raises:
         UnknownNameError: a name of which nothing is stored.
-        UsageError: ``out`` cannot be written.
+        UsageError: ``out`` cannot be written, or two databases hold a study file of one name.
+        StorageError: a database cannot be read.
     """
-    # Pages are passed on: a file's directory is nobody else's business.
-    database = repository.path.name if repository.path is not None else repository.name
-    text = render_page(load_results(repository, file_names), database=database)
+    with without_collecting():
+        files, database = read_sources(sources)
+        text = render_page(files, database=database)
+    write_whole(out, text.encode("utf-8"))
+    return [file.name for file in files]
+
+
+def read_sources(sources: Sources) -> tuple[list[FileResults], str]:
+    """Everything about some study files, and what a page calls their databases.
+
+    Raises:
+        UnknownNameError: a name of which nothing is stored.
+        UsageError: two databases hold a study file of one name, so that a page could not tell them apart.
+        StorageError: a database cannot be read.
+    """
+    files: list[FileResults] = []
+    labels = []
+    for url, names in sources.items():
+        with Repository.open(url, read_only=True) as repository:
+            labels.append(_label(repository))
+            files += load_results(repository, names)
+    counts = Counter(file.name for file in files)
+    for name, n in counts.items():
+        if n > 1:
+            raise UsageError(f"several of these databases hold a study file named {name!r}: show them apart")
+    return files, ", ".join(labels)
+
+
+def write_whole(out: Path, content: bytes) -> None:
+    """Write a file at once or not at all; its directory is made if need be.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
     unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_bytes(content)
         unfinished.replace(out)
     except OSError as error:
         raise UsageError(f"cannot write {out}: {error.strerror or error}") from error
     finally:
         if unfinished.exists():
             unfinished.unlink()
-    return out
+
+
+def _label(repository: Repository) -> str:
+    """Pages are passed on: a file's directory is nobody else's business."""
+    return repository.path.name if repository.path is not None else repository.name
 
 
 def render_page(files: Sequence[FileResults], *, database: str) -> str:
@@ -82,8 +137,134 @@ def render_page(files: Sequence[FileResults], *, database: str) -> str:
         files: from :func:`kftune.analysis.results.load_results`, with curves.
         database: where they come from, for the foot of the page.
     """
-    styles = optimizer_styles(name for file in files for name in file.optimizers)
+    return _whole(files, render_main(files, database=database), connect=False)
+
+
+def render_live_page(files: Sequence[FileResults], main: Markup) -> str:
+    """The same page for a server: it asks that server, and nobody else, for news.
+
+    Args:
+        files: see :func:`render_page`.
+        main: from :func:`render_main`, with a revision.
+    """
+    return _whole(files, main, connect=True)
+
+
+def render_main(files: Sequence[FileResults], *, database: str, revision: str = "") -> Markup:
+    """All of the page that depends on the database: its ``main`` element.
+
+    Args:
+        files: see :func:`render_page`.
+        database: see :func:`render_page`.
+        revision: state of the database that this shows; empty for a page that does not change.
+    """
+    render = _Renderer(files)
+    shown = [render.file(i, file) for i, file in enumerate(files)]
+    structure = "\0".join(
+        [*(file.name for file in files), *render.ids, *(f"{name}{style}" for name, style in render.styles.items())]
+    )
+    return render(
+        "main.html.j2",
+        files=shown,
+        database=database,
+        live=revision,
+        structure=_hash(structure),
+        trials=trial_tables(files),
+    )
+
+
+def render_panels(
+    files: Sequence[FileResults], panels: Sequence[tuple[str, Sequence[Panel]]], *, title: str, database: str
+) -> str:
+    """A page of some panels only, under their problem's names."""
+    render = _Renderer(files)
+    problems = [
+        _Problem(f"p{i}", name, [render.panel(f"p{i}", panel) for panel in of_problem])
+        for i, (name, of_problem) in enumerate(panels)
+    ]
+    head = Markup("<h1>{}</h1>").format(title)
+    optimizers = list(dict.fromkeys(name for file in files for name in file.optimizers))
+    shown = _File("f", head, optimizers, problems, ())
+    trials = trial_tables(files)
+    main = render("main.html.j2", files=[shown], database=database, live="", structure="", trials=trials)
+    return _whole(files, main, connect=False)
+
+
+def _whole(files: Sequence[FileResults], main: Markup, *, connect: bool) -> str:
+    render = _Renderer(files)
     plotly, script = Markup(get_plotlyjs()), _own("page.js")
+    return render(
+        "page.html.j2",
+        title=", ".join(file.name for file in files) or "no studies",
+        dark_styles={name: DARK[style.colour] for name, style in render.styles.items()},
+        css=_own("page.css"),
+        main=main,
+        plotly=plotly,
+        script=script,
+        policy=policy(connect=connect),
+        palette=json_markup(DARK),
+    )
+
+
+@cache
+def policy(*, connect: bool) -> str:
+    """The page's Content-Security-Policy: its two scripts may run, whatever a name in the database holds.
+
+    Args:
+        connect: whether the page may ask its own server for news.
+    """
+    hashes = " ".join(f"'sha256-{_hash(script)}'" for script in (get_plotlyjs(), _own("page.js")))
+    news = "; connect-src 'self'" if connect else ""
+    return f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:{news}"
+
+
+@dataclass
+class _Renderer:
+    """Templates with what all of them need."""
+
+    files: Sequence[FileResults]
+    ids: list[str] = field(default_factory=list)
+    """Of the sections made so far."""
+
+    def __post_init__(self) -> None:
+        self.styles: Mapping[str, OptimizerStyle] = optimizer_styles(
+            name for file in self.files for name in file.optimizers
+        )
+
+    def __call__(self, template: str, **values: Any) -> Markup:
+        return Markup(_environment().get_template(template).render(styles=self.styles, **values))
+
+    def file(self, number: int, file: FileResults) -> _File:
+        file_id = f"f{number}"
+        contents: list[tuple[str, list[tuple[str, str]]]] = []
+
+        def of(section: str, name: str, makers: Sequence[Callable[[Subject], Panel]], problem: str) -> list[Markup]:
+            subject = Subject(file, problem, self.styles)
+            made = [maker(subject) for maker in makers]
+            contents.append((name, [(f"{section}-{panel.key}", panel.title) for panel in made]))
+            return [self.panel(section, panel) for panel in made]
+
+        problems = [
+            _Problem(f"{file_id}p{i}", problem, of(f"{file_id}p{i}", problem, PROBLEM_PANELS, problem))
+            for i, problem in enumerate(file.problems)
+        ]
+        panels = of(f"{file_id}-all", _ALL, FILE_PANELS, file.problems[0])
+        body = self("head.html.j2", file=file, header=make_header(file), contents=contents)
+        return _File(file_id, self._section(f"{file_id}-head", "head", body), file.optimizers, problems, panels)
+
+    def panel(self, section: str, panel: Panel) -> Markup:
+        body = self("panel.html.j2", panel=panel)
+        return self._section(f"{section}-{panel.key}", f"panel {panel.key}", body)
+
+    def _section(self, id_: str, classes: str, body: Markup) -> Markup:
+        """A part of the page that a live page exchanges when its hash has changed."""
+        self.ids.append(id_)
+        start = '<section id="{}" class="{}" data-part data-hash="{}">\n'
+        return Markup(start).format(id_, classes, _hash(body)) + body + Markup("</section>\n")
+
+
+@cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_own),
         autoescape=True,
@@ -92,47 +273,28 @@ def render_page(files: Sequence[FileResults], *, database: str) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["figure_json"] = _figure_json
-    return environment.get_template("page.html.j2").render(
-        title=", ".join(file.name for file in files) or "no studies",
-        files=[_file(file, styles) for file in files],
-        styles=styles,
-        dark_styles={name: DARK[style.colour] for name, style in styles.items()},
-        database=database,
-        css=_own("page.css"),
-        plotly=plotly,
-        script=script,
-        # Only these two scripts may run, whatever a name or a message in the database holds.
-        script_hashes=[_hash(plotly), _hash(script)],
-        palette=_json(DARK),
-    )
+    environment.filters["figure_json"] = figure_json
+    environment.filters["json"] = json_markup
+    return environment
 
 
-def _file(file: FileResults, styles: Mapping[str, OptimizerStyle]) -> _File:
-    return _File(
-        name=file.name,
-        header=make_header(file),
-        optimizers=file.optimizers,
-        problems=[_Problem(problem, problem_panels(file, problem, styles)) for problem in file.problems],
-        outcomes=outcomes_panel(file),
-        study_file=yaml.safe_dump(dict(file.config), sort_keys=False, allow_unicode=True, width=100),
-    )
-
-
+@cache
 def _own(name: str) -> Markup:
     """A file of the page's own; it may hold HTML."""
     return Markup(resources.files("kftune.dashboard").joinpath("templates", name).read_text(encoding="utf-8"))
 
 
-def _hash(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+def _hash(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _figure_json(figure: go.Figure) -> Markup:
-    return _json(json.loads(figure.to_json(engine="json")))
-
-
-def _json(value: Any) -> Markup:
-    """JSON that can stand in a script element: nothing in it can end the element."""
-    text = json.dumps(value, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """Without looking for cycles: half a million results hold none, and looking takes a third of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

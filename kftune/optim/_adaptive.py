@@ -92,11 +92,15 @@ class Step(NamedTuple):
         trial: its number.
         update: the update, the learning rate inside.
         predicted: M(update) − M(0), as the damping goes by it.
+        alpha: what Δ was multiplied with.
+        momentum: what δ₀ was multiplied with; 0 where there is none.
     """
 
     trial: int
     update: dict[nn.Parameter, Tensor]
     predicted: float
+    alpha: float
+    momentum: float
 
 
 class _Run(NamedTuple):
@@ -239,7 +243,8 @@ class Adaptation:
         Raises:
             DivergenceError: if the model is not finite.
         """
-        others = [d for d in (_left_out(gradient, trials[0]), _previous(gradient, state)) if d]
+        left_out, previous = _left_out(gradient, trials[0]), _previous(gradient, state)
+        others = [d for d in (left_out, previous) if d]
         directions = [*trials, *others]
         model = self._model(gradient, directions, damping, weight_decay)
         shared = range(len(trials), len(directions))
@@ -248,10 +253,13 @@ class Adaptation:
         lowest = [candidate.change(c) for candidate, c in zip(models, minimizers, strict=True)]
         best = min(range(len(trials)), key=lowest.__getitem__)
         c = lr * minimizers[best]
+        coefficients = c.tolist()
         return Step(
             best,
-            combine([trials[best], *others], c.tolist()),
+            combine([trials[best], *others], coefficients),
             models[best].change(c, damped=self.options.damped_reduction),
+            alpha=coefficients[0],
+            momentum=coefficients[-1] if previous else 0.0,
         )
 
     def take(self, step: Step, state: State) -> None:

@@ -28,6 +28,9 @@ Phase: TypeAlias = Literal["forward_backward", "statistics", "inversion", "preco
 """Where the seconds of a step go. Nested phases are exclusive: the inner one's time is not the outer one's."""
 
 
+_GROUP_READINGS = ("lr", "damping", "momentum")
+
+
 class PhaseTimer(Protocol):
     """Receives the phases of a step; :class:`kftune.training.clock.Clock` is one."""
 
@@ -65,6 +68,7 @@ class ModelOptimizer(torch.optim.Optimizer):
         self._unit = 1  # examples of the update's first micro-batch
         self._single = False  # whether the closure that runs is all of its update, and nobody sees ``.grad`` before it
         self._loss_sum: Tensor | None = None
+        self._tallies: dict[str, tuple[Tensor | float, int]] = {}
 
     def accumulate(self, closure: Closure) -> Tensor:
         """Add one micro-batch: its gradient and, where they are due, its curvature statistics.
@@ -153,6 +157,29 @@ class ModelOptimizer(torch.optim.Optimizer):
     @abstractmethod
     def _update(self) -> None:
         """Change the parameters, given mean gradients in ``.grad``. Runs under ``no_grad``."""
+
+    def readings(self) -> dict[str, float]:
+        """What the method says of itself, by name; for plots, no part of the state.
+
+        ``lr``, ``damping`` and ``momentum``, where its groups have them, are the means over the groups now. Everything
+        else is a mean over the updates since the previous call, and missing if there were none: ``kl_clip_active`` (the
+        share of them that the clip shortened) and ``kl_clip_scale`` (what it multiplied them with) of methods with a KL
+        clip that is in use, and whatever a method records besides.
+        """
+        values: dict[str, float] = {}
+        for name in _GROUP_READINGS:
+            # Somebody else's optimizer may mean something else by the name.
+            found = [group[name] for group in self.param_groups if isinstance(group.get(name), int | float | Tensor)]
+            if found:
+                values[name] = sum(map(float, found)) / len(found)
+        values |= {name: float(total) / n for name, (total, n) in self._tallies.items()}
+        self._tallies.clear()
+        return values
+
+    def _record(self, name: str, value: Tensor | float) -> None:
+        """Add to a mean that :meth:`readings` reports; a tensor stays on its device until then."""
+        total, n = self._tallies.get(name, (0.0, 0))
+        self._tallies[name] = (total + value, n + 1)
 
     def evaluation_parameters(self) -> AbstractContextManager[None]:
         """Inside the block the model holds the parameters that the method says to evaluate: the current ones, unless

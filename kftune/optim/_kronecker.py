@@ -197,6 +197,8 @@ class KroneckerOptimizer(LayerwiseOptimizer):
             lrs = [groups[self._layers[name].weight]["lr"] for name in preconditioned]
             scale = kl_clip_factor(products, lrs, self._kl_clip)
             torch._foreach_mul_([found.P for found in preconditioned.values()], scale)
+            self._record("kl_clip_active", (scale < 1).to(scale.dtype))
+            self._record("kl_clip_scale", scale)
         return gradients | self._split({name: found.P for name, found in preconditioned.items()})
 
     def _extra_state(self) -> dict[str, Any]:

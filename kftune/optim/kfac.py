@@ -256,6 +256,8 @@ class KFAC(KroneckerOptimizer):
                 damping=group["damping"],
                 weight_decay=group["weight_decay"],
             )
+        self._record("alpha", step.alpha)
+        self._record("momentum", step.momentum)
         chosen = trials[step.trial]
         adaptation.gamma = chosen.gamma
         self._install(chosen.preconditioners)
@@ -289,6 +291,15 @@ class KFAC(KroneckerOptimizer):
     def evaluation_parameters(self) -> AbstractContextManager[None]:
         """Inside the block the model holds the average of the iterates, if there is one (``averaging``)."""
         return averages_swapped_in(self.state)
+
+    def readings(self) -> dict[str, float]:
+        """As every optimizer's; with ``rescale`` also the mean ``alpha`` (of Δ) and ``momentum`` (of δ₀), which come
+        from the quadratic model, and with ``adaptive_gamma`` the present ``gamma``.
+        """
+        values = super().readings()
+        if self._adaptation is not None and self._adaptation.options.adaptive_gamma:
+            values["gamma"] = self._adaptation.gamma
+        return values
 
     def _extra_state(self) -> dict[str, Any]:
         return super()._extra_state() | {"adaptation": self._adaptation and self._adaptation.state()}

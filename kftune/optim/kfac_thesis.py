@@ -105,6 +105,10 @@ class ThesisKFAC(LayerwiseOptimizer):
         }
         return min(schedule[self._momentum_schedule], self._m_max)
 
+    def readings(self) -> dict[str, float]:
+        """As every optimizer's; ``momentum`` is the last update's α."""
+        return super().readings() | {"momentum": self.momentum_at(max(0, self._n_updates - 1))}
+
     def _statistics_due(self) -> bool:
         return True
 

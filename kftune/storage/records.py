@@ -114,10 +114,11 @@ class TrialRecord:
     Attributes:
         number: from 0.
         state: ``running``, ``complete``, ``fail``, ``pruned`` or ``waiting``.
-        value: mean objective of its runs; None unless complete.
+        value: mean objective of its runs; None while it runs and if it failed; the last reported one if it was pruned.
         params: sampled values by sampled name (``"damping/lr"``).
         datetime_start: local time of the machine that ran it, without zone, as Optuna stores it.
         datetime_complete: likewise; None while it runs.
+        is_enqueued: its configuration was given, at least in part, and not proposed by the sampler.
     """
 
     number: int
@@ -126,3 +127,4 @@ class TrialRecord:
     params: Mapping[str, Value]
     datetime_start: datetime | None
     datetime_complete: datetime | None
+    is_enqueued: bool = False

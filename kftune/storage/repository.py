@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -138,6 +139,22 @@ class Repository:
         """Names of the study files that have studies here, in the order they came."""
         return list(dict.fromkeys(record.file_name for record in self.studies()))
 
+    def revision(self) -> str:
+        """A short text that is another one whenever studies, trials, runs or sessions have changed."""
+        counts = [
+            sa.select(sa.func.count(), sa.func.max(table.id)).select_from(table)
+            for table in (models.Study, models.Session, models.Run)
+        ]
+        ledgers = sa.select(models.Session.ended_at, models.Session.ledger)
+        superseded = sa.select(sa.func.count()).where(models.Run.superseded)
+        plans = sa.select(sa.func.sum(models.Study.n_trials))
+        # Optuna's table, whose columns are the same in every version of its schema.
+        trials = sa.text("SELECT state, COUNT(*) FROM trials GROUP BY state ORDER BY state")
+        with self._read() as connection:
+            found = [tuple(row) for query in (*counts, superseded, plans, ledgers) for row in connection.execute(query)]
+            found += [tuple(row) for row in connection.execute(trials)]
+        return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
+
     def trials(self, study: str) -> list[TrialRecord]:
         """Optuna's trials of a study, by number.
 
@@ -158,6 +175,7 @@ class Repository:
                 params=dict(trial.params),
                 datetime_start=trial.datetime_start,
                 datetime_complete=trial.datetime_complete,
+                is_enqueued="fixed_params" in trial.system_attrs,
             )
             for trial in trials
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from kftune.errors import StorageError
 from kftune.problems import PROBLEMS
 from kftune.problems._data import get_dataset, locate
 from kftune.storage.repository import Repository, StudyRecord
-from kftune.study.config import StudyConfig, StudyPlan
+from kftune.study.config import StudyConfig
 from kftune.study.lock import sole_runner
 from kftune.study.pruning import Judge
 from kftune.study.reporting import Reporter, StudyTotals
@@ -22,7 +22,7 @@ from kftune.study.trials import OpenTrial, Trials, run_seed
 from kftune.study.warm_start import enqueue, find_candidates
 from kftune.training.results import CurvePoint, RunResult
 
-__all__ = ["Interrupt", "RunSummary", "preflight", "run_studies", "storage_failures"]
+__all__ = ["Interrupt", "RunSummary", "preflight", "run_studies", "storage_failures", "study_records"]
 
 
 def preflight(config: StudyConfig, *, data_dir: Path) -> None:
@@ -87,6 +87,23 @@ def storage_failures(repository: Repository) -> Iterator[None]:
         raise StorageError(f"{repository.name}: {getattr(cause, 'orig', None) or cause}") from error
 
 
+def study_records(config: StudyConfig, n_trials: Mapping[str, int]) -> list[StudyRecord]:
+    """What is stored of a study file's studies, given how many trials each is to have."""
+    return [
+        StudyRecord(
+            study=plan.study,
+            file_name=config.name,
+            problem=plan.problem,
+            optimizer=plan.optimizer,
+            identity=plan.identity(),
+            config=config.to_dict(),
+            space=plan.space.to_dict(),
+            n_trials=n_trials[plan.study],
+        )
+        for plan in config.plans()
+    ]
+
+
 class _Search(Session):
     """Makes the runs of trials until every study has as many as it should."""
 
@@ -100,7 +117,7 @@ class _Search(Session):
         """See :func:`run_studies`."""
         self.trials = Trials(self.config, plans=self.plans, repository=self.repository, ledger=self.ledger)
         candidates = find_candidates(self.config, self.plans, self.repository)
-        self.repository.register([self._record(plan) for plan in self.plans])
+        self.repository.register(study_records(self.config, self.trials.n_trials))
         if self.trials.finished():
             return RunSummary("already_complete")
         enqueue(candidates, plans=self.plans, repository=self.repository, say=self.reporter.message)
@@ -117,18 +134,6 @@ class _Search(Session):
         if self.limit_reached is not None:
             return RunSummary("limited", self.limit_reached, self.n_runs)
         return RunSummary("interrupted", n_runs=self.n_runs)
-
-    def _record(self, plan: StudyPlan) -> StudyRecord:
-        return StudyRecord(
-            study=plan.study,
-            file_name=self.config.name,
-            problem=plan.problem,
-            optimizer=plan.optimizer,
-            identity=plan.identity(),
-            config=self.config.to_dict(),
-            space=plan.space.to_dict(),
-            n_trials=self.trials.n_trials[plan.study],
-        )
 
     def _totals(self) -> list[StudyTotals]:
         done, wanted = self.trials.n_finished(), self.trials.n_trials
@@ -203,6 +208,6 @@ class _Search(Session):
         planned = self.trials.n_trials[trial.plan.study]
         value, best = self.trials.tell(trial)
         if self.trials.n_trials[trial.plan.study] != planned:  # a grid has grown
-            self.repository.register([self._record(trial.plan)])
+            self.repository.register(study_records(self.config, self.trials.n_trials))
         del self.open_trials[trial.plan.study, trial.number]
         self.reporter.trial_finished(trial.plan.study, trial.number, value, best)

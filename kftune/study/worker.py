@@ -8,8 +8,10 @@ It ends when the other end closes, also in the middle of a run: a runner that di
 
 from __future__ import annotations
 
+import ctypes
 import os
 import queue
+import signal
 import sys
 import threading
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from multiprocessing.connection import Connection
 from kftune.training.results import CurvePoint, RunResult, RunSpec
 
 __all__ = ["Done", "Point", "Ready", "Verdict", "main"]
+
+_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Verdict:
 
 def main() -> None:
     """Serve until the connection closes."""
+    _die_with_the_runner()
     connection = Connection(int(sys.argv[1]))
     inbox: queue.SimpleQueue[RunSpec] = queue.SimpleQueue()
     verdicts: queue.SimpleQueue[Verdict] = queue.SimpleQueue()
@@ -71,6 +76,15 @@ def main() -> None:
                 raise PrunedError(f"it had fallen behind after {point.train_seconds:.3g} s, {point.update} updates")
 
         connection.send(Done(train(spec, on_point=report)))
+
+
+def _die_with_the_runner() -> None:
+    """Have Linux kill this process when the runner dies, also where no thread of it gets to notice.
+
+    A call that holds Python's lock for long would keep :func:`_receive` from seeing the connection close.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _receive(connection: Connection, inbox: queue.SimpleQueue[RunSpec], verdicts: queue.SimpleQueue[Verdict]) -> None:

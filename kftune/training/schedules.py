@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["MOMENTUM_GROWTHS", "GrowingMomentum", "MomentumGrowth", "growing_momentum", "momentum_after"]
 

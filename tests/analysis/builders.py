@@ -36,12 +36,24 @@ def add_trial(
     value: float | None,
     session_id: int = 1,
     lr: float = 0.1,
+    is_pruned: bool = False,
 ) -> None:
     """Store a settled trial; ``value`` None is one that Optuna was told to have failed."""
     state = optuna.trial.TrialState.FAIL if value is None else optuna.trial.TrialState.COMPLETE
+    state = optuna.trial.TrialState.PRUNED if is_pruned else state
     frozen = optuna.trial.create_trial(state=state, value=value, params={"lr": lr}, distributions={"lr": LR})
     optuna.load_study(study_name=study, storage=repository.optuna_storage).add_trial(frozen)
     for repeat, run in enumerate(results):
         params = {"lr": lr, "fisher": "mc"}
         record = run_record(session_id, number, repeat, study=study, params=params, result=run)
         repository.add_run(record, session_ledger={})
+
+
+def add_confirmation(
+    repository: Repository, study: str, trial: int, results: Sequence[RunResult], *, lr: float = 0.1, **other: Any
+) -> None:
+    """Store confirming runs of a trial, one per fresh seed."""
+    params = {"lr": lr, "fisher": "mc"}
+    for repeat, run in enumerate(results):
+        known = {"study": study, "params": params, "result": run, "purpose": "confirm", "seed": 900 + repeat}
+        repository.add_run(run_record(1, trial, repeat, **(known | other)), session_ledger={})

@@ -9,9 +9,9 @@ from kftune.analysis.results import FileResults, load_results
 from kftune.errors import UnknownNameError
 from kftune.storage.repository import Repository
 from kftune.training.results import Outcome
-from tests.analysis.builders import UNTRAINED, add_trial, failed, result
+from tests.analysis.builders import UNTRAINED, add_confirmation, add_trial, failed, result
 from tests.analysis.conftest import CONFIG, KFAC
-from tests.storage.builders import session_record, study_record
+from tests.storage.builders import run_record, session_record, study_record
 
 
 def only(repository: Repository) -> FileResults:
@@ -63,6 +63,54 @@ def test_the_best_comes_first_and_failures_not_at_all(filled: Repository) -> Non
     assert [trial.trial.number for trial in kfac.ranked()] == [1, 0, 5, 2]
 
 
+def test_a_pruned_trial_is_finished_but_never_the_best(repository: Repository) -> None:
+    add_trial(repository, KFAC, 0, [result(0.1, outcome=Outcome.PRUNED)], value=0.1, is_pruned=True)
+    add_trial(repository, KFAC, 1, [result(0.5), result(0.5)], value=0.5)
+    add_trial(repository, KFAC, 2, [failed(Outcome.DIVERGED)], value=UNTRAINED, is_pruned=True)
+    study = only(repository).studies[0]
+    assert [trial.is_finished for trial in study.trials] == [True] * 3
+    assert [trial.failure for trial in study.trials] == [Outcome.PRUNED, None, Outcome.DIVERGED]
+    assert (study.trials[0].trial.value, study.trials[0].run_values) == (0.1, (0.1,))
+    assert [trial.trial.number for trial in study.ranked()] == [1]
+
+
+def test_a_trial_whose_first_run_was_hopeless_has_one(repository: Repository) -> None:
+    add_trial(repository, KFAC, 0, [result(0.9)], value=0.9)
+    add_trial(repository, KFAC, 1, [result(0.5), result(0.5)], value=0.5)
+    raced, whole = only(repository).studies[0].trials
+    assert (raced.is_raced, whole.is_raced) == (True, False)
+    assert raced.run_values == (0.9,)
+
+
+def test_confirming_and_superseded_runs_stand_apart(filled: Repository) -> None:
+    before = only(filled)
+    add_confirmation(filled, KFAC, 1, [result(0.3), failed(Outcome.DIVERGED)])
+    add_confirmation(filled, KFAC, 1, [result(0.25)], budget_factor=3.0)
+    filled.add_run(run_record(1, 6, 0, superseded=True, result=result(0.001)), session_ledger={})
+    disturbed = run_record(1, 1, 2, superseded=True, purpose="confirm", result=result(0.002))
+    filled.add_run(disturbed, session_ledger={})
+    after = only(filled)
+    confirmed = [(run.trial, run.repeat, run.budget_factor) for run in after.confirmations]
+    assert confirmed == [(1, 0, 1), (1, 1, 1), (1, 0, 3)]
+    assert [run.purpose for run in after.superseded] == ["search", "confirm"]
+    assert after.studies[0].confirmations == after.confirmations
+    assert after.studies[1].confirmations == after.studies[1].superseded == ()
+    assert after.studies[0].trials == before.studies[0].trials
+    assert after.untrained == before.untrained
+    assert after.studies[0].untrained_confirming == {0: UNTRAINED}
+
+
+def test_enqueued_trials_are_neither_random_nor_begun_before_their_turn(repository: Repository) -> None:
+    study = optuna.load_study(study_name=KFAC, storage=repository.optuna_storage)
+    study.enqueue_trial({"lr": 0.5})
+    assert only(repository).studies[0].trials == ()
+    for _ in range(2):
+        study.ask({"lr": optuna.distributions.FloatDistribution(1e-4, 10.0, log=True)})
+    given, drawn = only(repository).studies[0].trials
+    assert (given.trial.is_enqueued, given.is_startup) == (True, False)
+    assert (drawn.trial.is_enqueued, drawn.is_startup) == (False, True)
+
+
 def test_a_running_trial_is_not_finished(filled: Repository) -> None:
     optuna.load_study(study_name=KFAC, storage=filled.optuna_storage).ask()
     kfac = only(filled).studies[0]
@@ -97,7 +145,9 @@ def test_without_curves_trials_keep_their_values(filled: Repository) -> None:
 
 def test_analysis_and_dashboard_need_no_torch() -> None:
     code = (
-        "import sys, kftune.analysis.best, kftune.analysis.frames, kftune.analysis.status, kftune.dashboard.page; "
+        "import importlib, pkgutil, sys, kftune.analysis, kftune.dashboard.page\n"
+        "for module in pkgutil.iter_modules(kftune.analysis.__path__):\n"
+        "    importlib.import_module(f'kftune.analysis.{module.name}')\n"
         "print('torch' in sys.modules)"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

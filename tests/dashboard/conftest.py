@@ -1,5 +1,6 @@
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,10 +40,26 @@ def file(studied: Path) -> FileResults:
         return load_results(opened)[0]
 
 
+@pytest.fixture(scope="session")
+def confirmed_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three optimizers on two problems, the best two of each trained again on six fresh seeds."""
+    path = tmp_path_factory.mktemp("confirmed") / "results.db"
+    make_database(f"sqlite:///{path}", n_trials=14, n_startup=6, n_confirm=6)
+    return path
+
+
+@pytest.fixture(scope="session")
+def confirmed(confirmed_database: Path) -> FileResults:
+    """What is in :func:`confirmed_database`."""
+    with Repository.open(f"sqlite:///{confirmed_database}", read_only=True) as opened:
+        return load_results(opened)[0]
+
+
 def page_of(database: Path) -> Path:
     """The page about a database, beside it."""
-    with Repository.open(f"sqlite:///{database}", read_only=True) as opened:
-        return write_page(opened, out=database.with_suffix(".html"))
+    out = database.with_suffix(".html")
+    write_page({f"sqlite:///{database}": None}, out=out)
+    return out
 
 
 @pytest.fixture(scope="session")
@@ -65,18 +82,41 @@ class Watched:
     """An open page and all that went wrong in it."""
 
     page: Page
+    host: str
     problems: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+
+    def draw_all(self) -> None:
+        """Scroll to every plot that can be seen, as a reader would, and wait until it is drawn."""
+        for plot in self.page.locator(".plot").all():
+            if plot.is_visible():
+                plot.scroll_into_view_if_needed()
+        wait_until(
+            self.page,
+            "[...document.querySelectorAll('.plot')].every((p) => !p.checkVisibility() || p.matches('.drawn'))",
+        )
+
+
+def wait_until(page: Page, condition: str, seconds: float = 20) -> None:
+    """Playwright's own way to wait evaluates text inside the page, which the page's security policy forbids."""
+    deadline = time.monotonic() + seconds
+    while not page.evaluate(condition):
+        assert time.monotonic() < deadline, condition
+        page.wait_for_timeout(20)
 
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Callable[..., Watched]]:
-    """Opens a file as a user would, waits until it is drawn, and watches it: no error, no dialog, no other request."""
+    """Opens a file or a server's address as a user would, waits until it is drawn, and watches it.
+
+    No error, no dialog, no request to anyone but the server it came from.
+    """
     opened: list[Watched] = []
 
-    def open_file(path: Path, *, width: int = 1400, colour_scheme: str = "light") -> Watched:
+    def open_it(where: Path | str, *, width: int = 1400, colour_scheme: str = "light") -> Watched:
+        url = where.as_uri() if isinstance(where, Path) else where
         page = browser.new_page(viewport={"width": width, "height": 1000}, color_scheme=colour_scheme)  # type: ignore[arg-type] # a Literal
-        watched = Watched(page)
+        watched = Watched(page, host=url)
         opened.append(watched)
 
         def console(message: ConsoleMessage) -> None:
@@ -87,12 +127,13 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Watched]]:
         page.on("pageerror", lambda error: watched.problems.append(str(error)))
         page.on("dialog", lambda dialog: (watched.problems.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         page.on("request", lambda request: watched.requests.append(request.url))
-        page.goto(path.as_uri())
-        page.wait_for_selector("html.drawn", state="attached", timeout=30_000)
+        page.goto(url)
+        page.wait_for_selector("html.drawn", state="attached", timeout=60_000)
         return watched
 
-    yield open_file
+    yield open_it
     for watched in opened:
         watched.page.close()
         assert watched.problems == []
-        assert [url for url in watched.requests[1:] if not url.startswith(("data:", "blob:"))] == []
+        elsewhere = [u for u in watched.requests if not u.startswith((watched.host, "data:", "blob:"))]
+        assert elsewhere == []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,7 +18,7 @@ import optuna
 
 from kftune.storage.repository import Repository, RunRecord, SessionRecord, StudyRecord
 from kftune.training.objective import run_objective
-from kftune.training.results import PHASES, CurvePoint, Outcome, RunResult
+from kftune.training.results import PHASES, Calibration, CurvePoint, Outcome, RunResult
 
 STARTED_AT = datetime(2026, 3, 1, 8, 30, tzinfo=UTC)
 FLOAT = optuna.distributions.FloatDistribution
@@ -84,6 +84,9 @@ def make_database(
     repeats: int = 2,
     budget_seconds: float = 60.0,
     all_fail: bool = False,
+    n_confirm: int = 0,
+    message: str = "",
+    choices: Sequence[str] = (),
     seed: int = 0,
 ) -> None:
     """Make one study file's results.
@@ -99,39 +102,31 @@ def make_database(
         repeats: runs per trial.
         budget_seconds: of every run.
         all_fail: let every run diverge.
+        n_confirm: fresh seeds on which the best two trials of every study are trained again.
+        message: what the last run of every study said when it crashed.
+        choices: of a categorical hyperparameter that every optimizer has then, ``strange``.
         seed: of everything random.
     """
     rng = np.random.default_rng(seed)
-    config = {
-        "name": name,
-        "problems": [{"name": problem, "label": None, "args": {}} for problem in problems],
-        "optimizers": [{"name": label, "fixed": dict(made.fixed)} for label, made in optimizers.items()],
-        "budget": {"seconds": budget_seconds},
-        "trials": n_trials,
-        "repeats": repeats,
-        "startup_trials": n_startup,
-        "sampler": {"name": "gpyopt"},
-        "objective": "test_loss",
-        "seed": seed,
-        "devices": "auto",
-    }
-    records = [
-        StudyRecord(
-            study=f"{name}/{problem}/{label}",
-            file_name=name,
-            problem=problem,
-            optimizer=label,
-            identity={},
-            config=config,
-            space={"dimensions": {}, "fixed": dict(made.fixed)},
-            n_trials=n_trials,
-        )
-        for problem in problems
-        for label, made in optimizers.items()
-    ]
+    if choices:
+        strange = optuna.distributions.CategoricalDistribution(tuple(choices))
+        optimizers = {
+            label: replace(made, dimensions=dict(made.dimensions) | {"strange": strange})
+            for label, made in optimizers.items()
+        }
+    records = study_records(
+        name,
+        problems,
+        optimizers,
+        n_trials=n_trials,
+        n_startup=n_startup,
+        repeats=repeats,
+        budget_seconds=budget_seconds,
+        seed=seed,
+    )
     with Repository.open(url) as repository:
         repository.register(records)
-        session_id = _begin_session(repository, name)
+        session_id = begin_session(repository, name)
         studies = {
             record.study: optuna.load_study(study_name=record.study, storage=repository.optuna_storage)
             for record in records
@@ -143,6 +138,13 @@ def make_database(
                     repository, studies[record.study], record, optimizers[record.optimizer], session_id,
                     number=number, budget_seconds=budget_seconds, all_fail=all_fail, rng=rng, busy=busy,
                 )  # fmt: skip
+        if message:
+            for record in records:
+                _crash(repository, record, session_id, n_trials, message)
+        if n_confirm:
+            for record in records:
+                _confirm(repository, studies[record.study], record, optimizers[record.optimizer], session_id,
+                         n_seeds=n_confirm, budget_seconds=budget_seconds, rng=rng)  # fmt: skip
         if n_made is not None and n_made < n_trials:
             for study in studies.values():
                 study.ask()
@@ -151,7 +153,80 @@ def make_database(
             repository.save_session(session_id, ledger=_ledger(busy), ended_at=ended_at)
 
 
-def _begin_session(repository: Repository, name: str) -> int:
+def grow(url: str, *, optimizers: Mapping[str, Made] = OPTIMIZERS, seed: int = 1) -> None:
+    """Add one trial to every study, as a runner that is at work does."""
+    rng = np.random.default_rng(seed)
+    with Repository.open(url) as repository:
+        for record in repository.studies():
+            study = optuna.load_study(study_name=record.study, storage=repository.optuna_storage)
+            _add_trial(
+                repository, study, record, optimizers[record.optimizer], session_id=1,
+                number=len(study.get_trials(deepcopy=False)), budget_seconds=60.0, all_fail=False, rng=rng, busy=0.0,
+            )  # fmt: skip
+
+
+def study_records(
+    name: str,
+    problems: Sequence[str],
+    optimizers: Mapping[str, Made],
+    *,
+    n_trials: int,
+    n_startup: int,
+    repeats: int,
+    budget_seconds: float = 60.0,
+    seed: int = 0,
+) -> list[StudyRecord]:
+    """The studies of one file."""
+    config = {
+        "name": name,
+        "problems": [{"name": problem, "label": None, "args": {}} for problem in problems],
+        "optimizers": [{"name": label, "fixed": dict(made.fixed)} for label, made in optimizers.items()],
+        "budget": {"seconds": budget_seconds, "tolerance": 0.1},
+        "trials": n_trials,
+        "repeats": repeats,
+        "startup_trials": n_startup,
+        "sampler": {"name": "gpyopt"},
+        "objective": "test_loss",
+        "seed": seed,
+        "devices": "auto",
+    }
+    return [
+        StudyRecord(
+            study=f"{name}/{problem}/{label}",
+            file_name=name,
+            problem=problem,
+            optimizer=label,
+            identity={},
+            config=config,
+            space={"dimensions": _box(made.dimensions), "fixed": dict(made.fixed)},
+            n_trials=n_trials,
+        )
+        for problem in problems
+        for label, made in optimizers.items()
+    ]
+
+
+def _box(dimensions: Mapping[str, Any]) -> dict[str, Any]:
+    """The dimensions as :meth:`kftune.space.Space.to_dict` gives them, from what the sampler sees of them."""
+    box: dict[str, Any] = {}
+    for sampled, distribution in dimensions.items():
+        if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+            box[sampled] = {"kind": "categorical", "choices": list(distribution.choices)}
+            continue
+        whole = isinstance(distribution, optuna.distributions.IntDistribution)
+        low, high = distribution.low, distribution.high
+        plain = {"kind": "int" if whole else "float", "low": low, "high": high, "log": distribution.log}
+        if "/" in sampled:
+            name, other = sampled.split("/")
+            box[name] = plain | {"relative_to": other}
+        elif sampled.startswith("1-"):
+            box[sampled.removeprefix("1-")] = plain | {"low": 1 - high, "high": 1 - low, "complement": True}
+        else:
+            box[sampled] = plain
+    return box
+
+
+def begin_session(repository: Repository, name: str) -> int:
     record = SessionRecord(
         id=None,
         file_name=name,
@@ -204,7 +279,7 @@ def _add_trial(
             trial=number,
             repeat=repeat,
             seed=1000 + repeat,
-            params=_resolved(sampled) | dict(made.fixed),
+            params=resolved(sampled) | dict(made.fixed),
             session_id=session_id,
             started_at=STARTED_AT + timedelta(seconds=busy + seconds),
             wall_seconds=wall,
@@ -227,12 +302,61 @@ def _add_trial(
     return seconds
 
 
+def _crash(repository: Repository, record: StudyRecord, session_id: int, trial: int, message: str) -> None:
+    """One more run, of a trial that never came to an end."""
+    run = RunRecord(
+        study=record.study, trial=trial - 1, repeat=99, seed=99, params={}, session_id=session_id,
+        started_at=STARTED_AT, wall_seconds=1.0, attempt=1, device="cpu",
+        result=RunResult(outcome=Outcome.CRASHED, message=message),
+    )  # fmt: skip
+    repository.add_run(run, session_ledger=_ledger(0.0))
+
+
+def _confirm(
+    repository: Repository,
+    study: optuna.Study,
+    record: StudyRecord,
+    made: Made,
+    session_id: int,
+    *,
+    n_seeds: int,
+    budget_seconds: float,
+    rng: np.random.Generator,
+) -> None:
+    """Train the best two trials again on fresh seeds."""
+    usable = [trial for trial in study.get_trials(deepcopy=False) if trial.value is not None]
+    for trial in sorted(usable, key=lambda trial: trial.value or 0.0)[:2]:
+        badness = sum(_distance(distribution, trial.params[name]) for name, distribution in made.dimensions.items())
+        for repeat in range(n_seeds):
+            result = _make_run(
+                record, made, min(badness, 0.3), int(trial.params["batch_size"]),
+                budget_seconds=budget_seconds, all_fail=False, rng=rng,
+            )  # fmt: skip
+            run = RunRecord(
+                study=record.study,
+                trial=trial.number,
+                repeat=repeat,
+                seed=9000 + repeat,
+                params=resolved(trial.params) | dict(made.fixed),
+                session_id=session_id,
+                started_at=STARTED_AT + timedelta(days=1, seconds=repeat),
+                wall_seconds=result.train_seconds + 1,
+                attempt=1,
+                device="cpu",
+                result=result,
+                purpose="confirm",
+            )
+            repository.add_run(run, session_ledger=_ledger(0.0))
+
+
 def _untrained(problem: str) -> float:
     return UNTRAINED.get(problem, 2.3026)
 
 
 def _draw(distribution: Any, is_startup: bool, rng: np.random.Generator) -> Any:
     """Anywhere in the box, or, as a sampler would that has learnt something, near its middle."""
+    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+        return distribution.choices[int(rng.integers(len(distribution.choices)))]
     share = rng.uniform() if is_startup else float(np.clip(rng.normal(0.55, 0.17), 0, 1))
     low, high = distribution.low, distribution.high
     value = math.exp(math.log(low) + share * math.log(high / low)) if distribution.log else low + share * (high - low)
@@ -241,13 +365,15 @@ def _draw(distribution: Any, is_startup: bool, rng: np.random.Generator) -> Any:
     )
 
 
-def _distance(distribution: Any, value: float) -> float:
+def _distance(distribution: Any, value: Any) -> float:
+    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+        return 0.0
     low, high = distribution.low, distribution.high
     share = math.log(value / low) / math.log(high / low) if distribution.log else (value - low) / (high - low)
     return float((share - 0.6) ** 2)
 
 
-def _resolved(sampled: Mapping[str, Any]) -> dict[str, Any]:
+def resolved(sampled: Mapping[str, Any]) -> dict[str, Any]:
     params = dict(sampled)
     if "damping/lr" in params:
         params["damping"] = params.pop("damping/lr") * params["lr"]
@@ -285,6 +411,7 @@ def _make_run(
                 train_loss=loss * 0.97,
                 test_loss=loss,
                 accuracy=float(np.clip(1 - 0.9 * loss / untrained, 0, 1)) if has_accuracy else None,
+                readings=_readings(i / 20, rng) if "kl_clip" in made.dimensions else None,
             )
         )
     seconds = curve[-1].train_seconds if curve else 0.0
@@ -309,7 +436,22 @@ def _make_run(
         examples=int(rate * seconds) * batch_size,
         peak_memory_bytes=700 * 2**20,
         device_name="AMD EPYC 7763 64-Core Processor",
+        calibration=Calibration(
+            train_seconds=(0.0, max(seconds, 1.0)),
+            seconds=tuple(0.1 * float(rng.lognormal(0, 0.03)) * (1.3 if rng.uniform() < 0.02 else 1) for _ in range(2)),
+            reference=0.1,
+        ),
     )
+
+
+def _readings(share: float, rng: np.random.Generator) -> dict[str, float]:
+    """What K-FAC says of itself as training goes on."""
+    return {
+        "lr": 0.3,
+        "damping": 0.1 * math.exp(-4 * share),
+        "momentum": 0.5 + 0.4 * share,
+        "kl_clip_active": float(np.clip(1 - 1.5 * share + rng.normal(0, 0.05), 0, 1)),
+    }
 
 
 def _outcome(badness: float, all_fail: bool, rng: np.random.Generator) -> Outcome:

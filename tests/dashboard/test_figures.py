@@ -1,14 +1,27 @@
 """What the figures show, without drawing them."""
 
+import itertools
 import math
+from dataclasses import replace
 
 import pytest
 
+from kftune.analysis.health import step_anatomies
 from kftune.analysis.results import FileResults, load_results
+from kftune.dashboard.export import make_request
 from kftune.dashboard.figures import plot_learning_curves, plot_sorted_losses
+from kftune.dashboard.figures._arrays import spread_out, visible
+from kftune.dashboard.figures._dimensions import scales
 from kftune.dashboard.figures._style import DARK, optimizer_styles, value_axis
+from kftune.dashboard.figures.across_problems import plot_best_regions
+from kftune.dashboard.figures.anatomy import plot_reading, plot_step_anatomy, readings_there
+from kftune.dashboard.figures.batch_size import common_updates, plot_loss_against_batch
+from kftune.dashboard.figures.budget import slider_data, studies_over_budget
+from kftune.dashboard.figures.catalogue import FIGURES, Request
+from kftune.dashboard.figures.hyperparameters import map_pairs, plot_slices
 from kftune.dashboard.figures.learning_curves import _get_learning_curves_info, measures
 from kftune.dashboard.figures.sorted_losses import SYMBOLS, _get_sorted_losses_info
+from kftune.dashboard.trials import trial_tables
 from kftune.storage.repository import Repository
 from kftune.training.results import Outcome
 from tests.analysis.builders import UNTRAINED, add_trial, failed, result
@@ -51,15 +64,14 @@ def test_every_started_trial_counts(file: FileResults) -> None:
 
 
 def test_what_a_trial_was_can_be_read(filled: Repository) -> None:
-    kfac = _get_sorted_losses_info(small(filled), "digits").optimizers["kfac"]
-    assert kfac[0].hover.split("<br>") == [
-        "<b>kfac</b>, trial 1 (start-up)",
-        "test loss 0.2000, place 1 of 6",
-        "lr = 0.3",
-        "fisher = mc",
-    ]
-    assert "no value" in kfac[-1].hover
-    assert "runs: completed, crashed" in kfac[-1].hover
+    kfac = trial_tables([small(filled)])["demo/digits/kfac"]
+    assert (kfac["optimizer"], kfac["objective"], kfac["names"]) == ("kfac", "test loss", ["lr"])
+    assert kfac["trials"][1] == [1, "0.2000", "", "0.3"]
+    assert kfac["trials"][4] == [0, "no value", "completed, crashed", "0.1"]
+    figure = plot_sorted_losses(small(filled), "digits")
+    assert figure is not None
+    assert figure.data[0].meta["study"] == "demo/digits/kfac"
+    assert list(figure.data[0].customdata) == [1, 0, 5, 2, 3, 4]
 
 
 def test_nothing_to_sort_is_no_figure(repository: Repository) -> None:
@@ -94,7 +106,7 @@ def test_runs_that_failed_are_not_averaged(filled: Repository) -> None:
     mixed = info.curves[3]
     assert mixed.trial == 2
     assert (mixed.curve.x, mixed.curve.mean) == ((0, 10), (UNTRAINED, 0.1))
-    assert "1 of 2 runs not drawn: diverged" in mixed.hover
+    assert mixed.not_drawn == ("diverged",)
 
 
 def test_accuracy_is_drawn_where_there_is_one(file: FileResults) -> None:
@@ -139,9 +151,132 @@ def test_styles_go_by_name_and_differ() -> None:
     names = [f"optimizer {i:02}" for i in range(35)]
     styles = optimizer_styles(names)
     assert styles == optimizer_styles(reversed(names))
-    assert len(set(styles.values())) == 35
+    assert len({style[:2] for style in styles.values()}) == 35
     assert len({styles[name].colour for name in names[:7]}) == 7
     assert all(style.colour in DARK for style in styles.values())
+
+
+def test_usual_optimizers_look_the_same_in_every_study() -> None:
+    assert optimizer_styles(["kfac", "sgd"])["sgd"] == optimizer_styles(["adamw", "foof", "kfac", "mine", "sgd"])["sgd"]
+
+
+def test_what_no_eye_can_see_is_left_out() -> None:
+    x = [i / 9999 for i in range(10_000)]
+    y = [math.log(0.01 + value**8) for value in x]
+    kinds = [int(i > 9000) for i in range(10_000)]
+    kept = visible(x, y, kinds)
+    assert kept[:25] == list(range(25))
+    assert {9001, 9999} <= set(kept)
+    assert 300 < len(kept) < 1000
+    width, height = x[-1] - x[0], max(y) - min(y)
+    for before, after in itertools.pairwise(kept):  # nowhere is a visible step skipped
+        assert after == before + 1 or (
+            x[after - 1] - x[before] < width / 400 and abs(y[after - 1] - y[before]) < height / 400
+        )
+    assert visible(x[:100], y[:100], kinds[:100]) == list(range(100))
+
+
+@pytest.mark.parametrize(("n", "most"), [(3, 10), (10, 10), (1000, 60), (61, 60)])
+def test_of_many_ranked_things_the_first_are_all_kept(n: int, most: int) -> None:
+    kept = spread_out(n, most)
+    assert len(kept) == len(set(kept)) == min(n, most)
+    assert kept[: most // 2] == list(range(min(n, most // 2)))
+    assert kept[-1] == n - 1
+
+
+def test_the_last_place_of_the_slider_is_what_the_search_saw(file: FileResults) -> None:
+    problem = file.problems[0]
+    over = studies_over_budget(file, problem)
+    data = slider_data(file, problem, over, is_log=True)
+    assert data["times"][-1] == 60
+    assert data["places"][-1] == "1 min"
+    for study, made in zip(file.of_problem(problem), data["studies"], strict=True):
+        values = dict(zip(made["numbers"].tolist(), made["values"][-1].tolist(), strict=True))
+        stored = {t.trial.number: t.trial.value for t in study.finished if t.trial.value is not None}
+        assert {number: values[number] for number in stored} == pytest.approx(stored, rel=1e-6)
+        assert made["best"][-1] == study.ranked()[0].trial.number
+        failures = {t.trial.number for t in study.finished if t.failure and t.trial.number in values}
+        at_the_end = {n for n, at in zip(made["numbers"].tolist(), made["failedAt"], strict=True) if at <= 60}
+        assert at_the_end == failures
+
+
+def test_slices_show_the_box_as_it_was_sampled(file: FileResults) -> None:
+    kfac = file.of_problem(file.problems[0])[2]
+    by_name = {scale.name: scale for scale in scales(kfac)}
+    assert list(by_name) == ["lr", "damping/lr", "kl_clip", "statistics_every", "batch_size"]
+    assert by_name["damping/lr"].hyperparameter == "damping"
+    assert by_name["lr"].edges() == (1e-4, 10.0)
+    assert by_name["lr"].place(1e-4) == 0
+    assert by_name["lr"].place(10**-1.5) == pytest.approx(0.5)
+    assert map_pairs(kfac) == [("lr", "damping/lr"), ("lr", "batch_size")]
+    figure = plot_slices(kfac, optimizer_styles(file.optimizers)["kfac"])
+    assert figure is not None
+    assert [trace.xaxis for trace in figure.data] == ["x", "x2", "x3", "x4", "x5"]
+    assert len(figure.layout.shapes) == 10
+    assert figure.layout.xaxis2.title.text == "damping/lr"
+
+
+def test_values_outside_of_the_box_widen_the_axis(repository: Repository) -> None:
+    add_trial(repository, KFAC, 0, [result(0.5)], value=0.5, lr=1e-3)
+    add_trial(repository, KFAC, 1, [result(0.4)], value=0.4, lr=1.0)
+    (study, _) = small(repository).studies
+    box = {"dimensions": {"lr": {"kind": "float", "low": 0.01, "high": 1.0, "log": True}}, "fixed": {}}
+    (lr,) = scales(replace(study, record=replace(study.record, space=box)))
+    assert (lr.low, lr.high, lr.edges()) == (1e-3, 1.0, ())  # no edge is drawn where it was not one
+
+
+def test_equal_updates_leave_out_who_made_fewer(file: FileResults) -> None:
+    problem = file.problems[0]
+    updates = common_updates(file, problem)
+    made = [min(r.result.updates for r in t.successes) for s in file.of_problem(problem) for t in s.ranked()]
+    assert sum(n >= updates for n in made) / len(made) == pytest.approx(0.75, abs=0.05)
+    figure = plot_loss_against_batch(file, problem, batch="effective_batch_size", at_updates=updates)
+    assert figure is not None
+    assert sum(len(trace.x) for trace in figure.data) == sum(n >= updates for n in made)
+    assert f"after {updates} updates" in figure.layout.yaxis.title.text
+
+
+def test_phases_of_a_step_add_up(file: FileResults) -> None:
+    figure = plot_step_anatomy(file, file.problems[0])
+    assert figure is not None
+    found = {a.optimizer: a for a in step_anatomies(file) if a.problem == file.problems[0]}
+    for i, name in enumerate(figure.data[0].y):
+        whole = sum(trace.x[i] for trace in figure.data)
+        assert whole == pytest.approx(1000 * found[name].seconds_per_update)
+
+
+def test_readings_are_those_of_the_best_trial(file: FileResults) -> None:
+    problem = file.problems[0]
+    assert readings_there(file, problem) == ["kl_clip_active", "damping", "momentum", "lr"]
+    figure = plot_reading(file, problem, "damping")
+    assert figure is not None
+    (trace,) = figure.data
+    assert trace.meta["optimizer"] == "kfac"
+    assert trace.y[0] == pytest.approx(0.1)
+    assert trace.y[-1] == pytest.approx(0.1 * math.exp(-4))
+
+
+def test_the_best_lies_where_it_was_planted_on_both_problems(file: FileResults) -> None:
+    figure = plot_best_regions(file, "lr")
+    assert figure is not None
+    assert {trace.meta["optimizer"] for trace in figure.data} == {"sgd", "adamw", "kfac"}
+    assert all(1e-3 < trace.x[1] < 10 for trace in figure.data)
+    assert plot_best_regions(file, "nothing") is None
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_of_the_catalogue_is_drawn(confirmed: FileResults, name: str) -> None:
+    kind = FIGURES[name]
+    problem = "fashion_mnist_mlp"  # the one with an accuracy
+    anything = Request(file=confirmed, problem=problem, optimizer="kfac", styles={})
+    of = next(iter(kind.choices(anything)), None)
+    figure = kind.plot(make_request(name, confirmed, problem=problem, optimizer="kfac", of=of))
+    assert figure is not None
+    axes = [*figure.select_xaxes(), *figure.select_yaxes()]
+    assert all(axis.title.text for axis in axes[:1])
+    assert {trace.meta["study"] for trace in figure.data if trace.meta and "study" in trace.meta} <= {
+        study.record.study for study in confirmed.studies
+    }
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -65,13 +66,6 @@ def entry(request: pytest.FixtureRequest) -> SamplerEntry:
     value = request.param
     assert isinstance(value, SamplerEntry)
     return value
-
-
-def suited(entry: SamplerEntry) -> Space:
-    """The richest space that the sampler can search."""
-    if entry.conditional:
-        return CONDITIONAL
-    return FLAT if entry.categorical else NUMERICAL
 
 
 def loss(params: Mapping[str, Value]) -> float:
@@ -206,7 +200,7 @@ _UNINTERRUPTED: dict[str, Trials] = {}
 def uninterrupted(entry: SamplerEntry, new_search: Callable[..., Search]) -> Trials:
     """The trials of a study that ran in one go."""
     if entry.name not in _UNINTERRUPTED:
-        search = new_search(entry.name, suited(entry))
+        search = new_search(entry.name, CONDITIONAL)
         search.run(0, N_TRIALS)
         _UNINTERRUPTED[entry.name] = search.trials()
     return _UNINTERRUPTED[entry.name]
@@ -215,7 +209,7 @@ def uninterrupted(entry: SamplerEntry, new_search: Callable[..., Search]) -> Tri
 def test_another_seed_gives_other_trials(
     entry: SamplerEntry, uninterrupted: Trials, new_search: Callable[..., Search]
 ) -> None:
-    other = new_search(entry.name, suited(entry), seed=SEED + 1)
+    other = new_search(entry.name, CONDITIONAL, seed=SEED + 1)
     other.run(0, 4)
     assert all(params not in [params for params, _ in uninterrupted[:4]] for params, _ in other.trials()[:1])
 
@@ -224,7 +218,7 @@ def test_another_seed_gives_other_trials(
 def test_resumed_in_the_middle_of_an_ask_it_goes_on_alike(
     entry: SamplerEntry, uninterrupted: Trials, new_search: Callable[..., Search], cut: int
 ) -> None:
-    resumed = new_search(entry.name, suited(entry))
+    resumed = new_search(entry.name, CONDITIONAL)
     resumed.run(0, cut)
     resumed.begin(cut, n_dimensions=1)
     resumed.reopen()
@@ -239,13 +233,6 @@ def test_resumed_in_the_middle_of_an_ask_it_goes_on_alike(
 
 @pytest.mark.parametrize("space", [FLAT, CONDITIONAL, SETTLED, NUMERICAL], ids=["flat", "if", "settled", "numerical"])
 def test_values_have_their_types_and_stay_in_their_ranges(entry: SamplerEntry, space: Space) -> None:
-    kinds = {dimension.kind for dimension in space.dimensions.values()}
-    if (space is CONDITIONAL and not entry.conditional) or (
-        space is not SETTLED and "categorical" in kinds and not entry.categorical
-    ):
-        with pytest.raises(UsageError, match=f"sampler '{entry.name}' cannot search .*use gpyopt or tpe"):
-            check_sampler(entry.name, options={}, space=space)
-        return
     study = optuna.create_study()
     for number in range(8):
         study.sampler = make_sampler(
@@ -274,14 +261,14 @@ def test_first_trials_are_the_same_random_ones(
 ) -> None:
     if entry.name in ("grid", "qmc"):
         pytest.skip("they have no random start")
-    random = new_search("random", suited(entry))
+    random = new_search("random", CONDITIONAL)
     random.run(0, N_STARTUP + 1)
     assert uninterrupted[:N_STARTUP] == random.trials()[:N_STARTUP]
     assert (uninterrupted[N_STARTUP] == random.trials()[N_STARTUP]) == (entry.name == "random")
 
 
 def test_trials_that_run_at_once_differ(entry: SamplerEntry, new_search: Callable[..., Search]) -> None:
-    search = new_search(entry.name, suited(entry))
+    search = new_search(entry.name, CONDITIONAL)
     search.run(0, 5)
     for number in range(5, 9):
         search.space.suggest(search.load(number).ask())
@@ -303,6 +290,54 @@ def test_without_any_value_it_goes_on_at_random(entry: SamplerEntry) -> None:
     assert len({str(trial.params) for trial in study.trials}) == N_STARTUP + 2
 
 
+def test_given_trials_are_tried_as_they_are(entry: SamplerEntry, new_search: Callable[..., Search]) -> None:
+    """Enqueued at the start and in the middle, whole and in part; what is not given the sampler adds."""
+    search = new_search(entry.name, CONDITIONAL)
+    whole = {"lr": 0.025, "schedule": "linear", "rate": 0.7, "steps": 4}
+    search.load(0).enqueue_trial(whole)
+    search.run(0, 5)
+    search.load(0).enqueue_trial({"lr": 0.5, "schedule": "constant"})
+    search.load(0).enqueue_trial({"lr": 0.25})
+    search.begin(5, n_dimensions=1)
+    search.reopen()
+    search.adopt(5)
+    search.run(6, 9)
+    params = [params for params, _ in search.trials()]
+    assert params[0] == whole
+    assert params[5] == {"lr": 0.5, "schedule": "constant"}
+    assert params[6]["lr"] == 0.25
+    assert params[6].keys() >= {"lr", "schedule"}
+    assert len({str(each) for each in params}) == 9
+
+
+def test_pruned_and_failed_trials_among_the_others(entry: SamplerEntry, new_search: Callable[..., Search]) -> None:
+    def make() -> Trials:
+        search = new_search(entry.name, CONDITIONAL)
+        search.run(0, 3)
+        for number, state in ((3, "PRUNED"), (4, "FAIL"), (5, "PRUNED")):
+            study = search.load(number)
+            trial = study.ask()
+            value = loss(search.space.suggest(trial))
+            if number == 3:  # trial 5 is pruned before it reports anything
+                trial.report(2 * value, 1)
+            study.tell(number, state=optuna.trial.TrialState[state])
+        search.run(6, 9)
+        return search.trials()
+
+    first = make()
+    assert len({str(params) for params, _ in first}) == 9
+    assert make() == first
+
+
+def test_a_sampler_that_cannot_search_a_dimension_says_so() -> None:
+    plain = SamplerEntry(name="plain", make=optuna.samplers.RandomSampler, summary="", source="")
+    with pytest.raises(UsageError, match="cannot search 'rate', which exists only for some values of 'schedule'"):
+        replace(plain, conditional=False).check_space(CONDITIONAL)
+    with pytest.raises(UsageError, match="cannot search the categorical dimension 'fisher': fix 'fisher', or use"):
+        replace(plain, categorical=False).check_space(FLAT)
+    replace(plain, categorical=False, conditional=False).check_space(NUMERICAL)
+
+
 def test_options_are_checked(entry: SamplerEntry) -> None:
     assert entry.resolve_options({}) == dict(entry.options)
     assert entry.resolve_options(entry.options) == dict(entry.options)
@@ -322,6 +357,7 @@ def test_options_are_checked(entry: SamplerEntry) -> None:
         ("gpyopt", {"jitter": True}, "jitter must be a number"),
         ("gpyopt", {"jitter": float("nan")}, "jitter must be a number"),
         ("gpyopt", {"faithful": "yes"}, "faithful must be true or false, got 'yes'"),
+        ("grid", {"extend": -1}, r"extend must be a whole number in \[0, 20\], got -1"),
         ("grid", {"points": 2.5}, r"points must be a whole number in \[2, 1000\], got 2.5"),
         ("qmc", {"sequence": "lhs"}, "sequence must be one of sobol, halton, got 'lhs'"),
     ],

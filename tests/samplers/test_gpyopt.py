@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 
 from kftune.space import Categorical, Condition, Float, Int, Space, Value
 from kftune.study.samplers import gpyopt, make_sampler
-from kftune.study.samplers._gpyopt_adapter import Columns, GPyOptSettings, _ignore_inactive, _lone_user, propose
-from kftune.study.samplers.gpyopt import modelled_values
+from kftune.study.samplers._columns import Columns
+from kftune.study.samplers._gaussian_process import warped_values
+from kftune.study.samplers._gpyopt_adapter import GPyOptSettings, _ignore_inactive, lone_user
+from kftune.study.samplers._gpyopt_adapter import propose as propose_faithfully
+from kftune.study.samplers.gpyopt import finite_values, propose
 
 SPACE = Space(
     {
@@ -30,6 +33,7 @@ SPACE = Space(
     }
 )
 COORDINATES = Columns(n_categories=(None, None, None), neutral=(0.5, 0.5, 0.5))
+NOTHING = np.empty((0, 3))
 
 
 def loss(params: Mapping[str, Value]) -> float:
@@ -60,8 +64,8 @@ def observations(n: int, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np
 def test_faithful_is_what_gpyopt_itself_proposes(acquisition: str) -> None:
     points, values = observations(12)
     settings = GPyOptSettings(acquisition=acquisition, faithful=True)
-    ours = propose(points, values, columns=COORDINATES, settings=settings, seed=3)
-    with _lone_user(3):
+    ours = propose_faithfully(points, values, columns=COORDINATES, settings=settings, seed=3)
+    with lone_user(3):
         from GPyOpt.methods import BayesianOptimization
 
         domain = [{"name": f"x{i}", "type": "continuous", "domain": (0.0, 1.0)} for i in range(3)]
@@ -107,7 +111,7 @@ def test_model_ignores_inactive_columns() -> None:
         neutral=(0.0, 0.5, 0.5),
         inactive=lambda p: np.column_stack([np.zeros(len(p)), p[:, 0] != 1, np.zeros(len(p))]).astype(bool),
     )
-    with _lone_user(0):
+    with lone_user(0):
         from GPyOpt.models import GPModel
 
         model: Any = GPModel(optimize_restarts=1, verbose=False)
@@ -137,7 +141,9 @@ def test_global_state_is_left_alone() -> None:
     state_before: Any
     state_after: Any
     state_before, filters_before = np.random.get_state(), list(warnings.filters)
-    propose(*observations(5), columns=COORDINATES, settings=GPyOptSettings(), seed=1)
+    points, values = observations(5)
+    propose_faithfully(points, values, columns=COORDINATES, settings=GPyOptSettings(), seed=1)
+    propose(points, list(values), pending=NOTHING, columns=COORDINATES, settings=GPyOptSettings(), seed=1)
     state_after = np.random.get_state()
     assert state_before[0] == state_after[0]
     np.testing.assert_array_equal(state_before[1], state_after[1])
@@ -150,7 +156,8 @@ def test_first_import_leaves_filters_alone_and_output_empty() -> None:
     code = """
 import sys, warnings
 import numpy as np
-from kftune.study.samplers._gpyopt_adapter import Columns, GPyOptSettings, propose
+from kftune.study.samplers._columns import Columns
+from kftune.study.samplers._gpyopt_adapter import GPyOptSettings, propose
 assert "GPyOpt" not in sys.modules
 before = list(warnings.filters)
 np.random.seed(5)
@@ -166,7 +173,7 @@ assert first == np.random.rand()
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("log_values", [True, False])
+@pytest.mark.parametrize("faithful", [True, False])
 @pytest.mark.parametrize(
     "values",
     [
@@ -181,11 +188,14 @@ assert first == np.random.rand()
         [-5.0, -4.0, 3.0],
     ],
 )
-def test_any_values_give_a_point_inside(values: list[float], log_values: bool) -> None:
+def test_any_values_give_a_point_inside(values: list[float], faithful: bool) -> None:
     points, _ = observations(len(values))
-    seen = modelled_values(values, log=log_values)
+    settings = GPyOptSettings(faithful=faithful)
     for rows in (points, np.tile(points[0], (len(points), 1))):  # the latter: the same configuration all the time
-        point = propose(rows, seen, columns=COORDINATES, settings=GPyOptSettings(), seed=0)
+        if faithful:
+            point = propose_faithfully(rows, finite_values(values), columns=COORDINATES, settings=settings, seed=0)
+        else:
+            point = propose(rows, values, pending=NOTHING, columns=COORDINATES, settings=settings, seed=0)
         assert point.shape == (3,)
         assert (point >= 0).all()
         assert (point <= 1).all()
@@ -193,12 +203,28 @@ def test_any_values_give_a_point_inside(values: list[float], log_values: bool) -
 
 def test_what_the_model_sees_of_the_values() -> None:
     inf = float("inf")
-    np.testing.assert_array_equal(modelled_values([0.5, inf, 2.0, -inf], log=False), [0.5, 2.0, 2.0, 0.5])
-    np.testing.assert_allclose(modelled_values([1.0, inf, np.e], log=True), [0, 1, 1])
-    np.testing.assert_allclose(modelled_values([0.0, 2.0, 4.0], log=True), np.log([1.0, 2.0, 4.0]))
-    np.testing.assert_array_equal(modelled_values([-1.0, 2.0], log=True), [-1.0, 2.0])
-    np.testing.assert_array_equal(modelled_values([0.0, 0.0], log=True), [0.0, 0.0])
-    np.testing.assert_array_equal(modelled_values([inf, inf], log=True), [0.0, 0.0])
+    np.testing.assert_array_equal(finite_values([0.5, inf, 2.0, -inf]), [0.5, 2.0, 2.0, 0.5])
+    np.testing.assert_array_equal(finite_values([inf, inf]), [0.0, 0.0])
+    np.testing.assert_array_equal(warped_values([inf, inf]), [0.0, 0.0])
+    np.testing.assert_array_equal(warped_values([0.0, 0.0]), [0.0, 0.0])
+    np.testing.assert_array_equal(warped_values([0.1, 1.0, inf]), warped_values([0.1, 1.0, 1.0]))
+
+
+def test_the_worse_half_is_placed_by_rank() -> None:
+    seen = warped_values([1.0, np.e, np.e**2, 1e3, 1e9])
+    assert seen.mean() == pytest.approx(0, abs=1e-12)
+    assert seen.std() == pytest.approx(1)
+    steps = np.diff(seen)
+    # The better half keeps its logarithms' distances. Of the worse, two, a third and two thirds of the upper half of a
+    # normal distribution lie below them; its width is √((2² + 1² + 0²)/3).
+    width = np.sqrt(5 / 3)
+    quantiles = np.array([0.4307272993, 0.9674215661])
+    np.testing.assert_allclose(steps / steps[0], [1, 1, width * quantiles[0], width * np.diff(quantiles)[0]], rtol=1e-6)
+    ties = warped_values([1.0, 2.0, 3.0, 50.0, 50.0, 50.0])
+    assert len(set(ties[3:])) == 1
+    assert np.all(np.diff(ties[:4]) > 0)
+    # Negative values, which have no logarithm, keep their own distances.
+    assert np.ptp(np.diff(warped_values([-3.0, -2.0, -1.0, 5.0, 6.0])[:3])) == pytest.approx(0)
 
 
 def test_a_direction_is_respected() -> None:
@@ -249,7 +275,7 @@ flat = {"lr": Float(low=1e-4, high=1.0, log=True), "n": Int(low=1, high=64, log=
 rich = {**flat, "s": Categorical(choices=("a", "b")), "r": Float(low=0.0, high=1.0, when=Condition("s", ("a",)))}
 found = {}
 for name in ("gpyopt", "tpe", "cmaes", "qmc", "grid"):
-    space, study = Space(flat if name == "cmaes" else rich), optuna.create_study()
+    space, study = Space(rich), optuna.create_study()
     for k in range(7):
         study.sampler = make_sampler(name, options={}, space=space, seed=1, trial_number=k, n_startup_trials=3)
         trial = study.ask()

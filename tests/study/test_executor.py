@@ -39,7 +39,7 @@ spec = RunSpec(problem="hanging_linear", optimizer="sgd", params=params, seed=1,
 executor.submit(0, spec, limit_seconds=None)
 executor.poll(30)
 pid_file = pathlib.Path(sys.argv[1])
-pid_file.with_suffix(".tmp").write_text(str(executor._workers[0].process.pid))
+pid_file.with_suffix(".tmp").write_text(str(executor._workers[0].pid))
 pid_file.with_suffix(".tmp").rename(pid_file)
 time.sleep(600)
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -30,6 +31,8 @@ evaluation: {{points: 3}}
 storage: sqlite:///{database}
 """
 
+ROUNDS = int(os.environ.get("KFTUNE_KILL_ROUNDS", "7"))
+
 RunRow = tuple[str, int, int, int, tuple[tuple[str, object], ...], float]
 
 
@@ -40,15 +43,15 @@ def write_study(directory: Path, name: str, sampler: str, trials: int = 4, updat
     return study, f"sqlite:///{database}"
 
 
-def start(study: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "kftune", "run", str(study)]
+def start(study: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "kftune", "run", str(study), *options]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
 
 
-def finish(study: Path) -> str:
-    process = start(study)
+def finish(study: Path, *options: str) -> str:
+    process = start(study, *options)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     return output
@@ -122,6 +125,54 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, sampler: str) -
     again = finish(study)
     assert "complete" in again
     assert again != output
+
+
+def kill_something(study: Path, options: tuple[str, ...], rng: random.Random) -> str:
+    """Start the study, and at a random moment kill its runner, a worker, or all of them; returns what."""
+    process = start(study, *options)
+    time.sleep(rng.uniform(0.5, 8.0))
+    if process.poll() is not None:
+        process.communicate()
+        return "nothing"
+    what = rng.choice(("runner", "worker", "both"))
+    workers = psutil.Process(process.pid).children(recursive=True)
+    for worker in workers[:1] if what == "worker" else workers if what == "both" else []:
+        worker.kill()
+    if what == "worker":
+        time.sleep(rng.uniform(0.0, 1.0))  # the runner goes on for a while
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive, "a worker outlived its runner"
+    return what
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("sampler", "options"), [("tpe", ()), ("gpyopt", ()), ("random", ("--workers", "2"))], ids=["tpe", "gpyopt", "two"]
+)
+def test_kills_at_random_moments_change_nothing(tmp_path: Path, sampler: str, options: tuple[str, ...]) -> None:
+    def runs_of(url: str) -> set[tuple[object, ...]]:
+        return {(row[0].split("/", 1)[1], *row[1:5]) for row in stored(url)}
+
+    whole, whole_url = write_study(tmp_path, "whole", sampler, trials=5, updates=400)
+    finish(whole, *options)
+    study, url = write_study(tmp_path, "killed", sampler, trials=5, updates=400)
+    rng = random.Random(f"{ROUNDS} {sampler}")
+    killed: list[str] = []
+    before: set[tuple[object, ...]] = set()
+    for _ in range(ROUNDS):
+        killed.append(kill_something(study, options, rng))
+        if (tmp_path / "killed.db").exists() and count_runs(tmp_path / "killed.db"):
+            assert before <= runs_of(url)
+            before = runs_of(url)
+    finish(study, *options)
+    assert runs_of(url) == runs_of(whole_url), killed
+    with Repository.open(url, create=False) as repository:
+        for name in ("kill/digits_mlp/sgd", "kill/digits_mlp/foof"):
+            assert [trial.state for trial in repository.trials(name)] == ["complete"] * 5
+    with sqlite3.connect(tmp_path / "killed.db") as connection:
+        assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
 
 
 def test_a_worker_killed_alone_loses_no_run(tmp_path: Path) -> None:

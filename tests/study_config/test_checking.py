@@ -102,10 +102,6 @@ def errors_of(*overrides: str, **keys: Any) -> list[str]:
             {"problems": [{"name": "digits_mlp", "args": {"bias": 3}}]},
             "problems[0].args.bias: must be true or false, got 3",
         ),
-        (
-            {"sampler": "cmaes", "optimizers": [{"name": "kfac", "space": {"fisher": {"choices": ["mc", "exact"]}}}]},
-            "sampler: sampler 'cmaes' cannot search the categorical dimension 'fisher': fix 'fisher', or use gpyopt or",
-        ),
         ({"sampler": {"name": "grid", "points": 1}}, "sampler.points: sampler 'grid': points must be a whole number i"),
         ({"problems": ["digits_autoencoder"], "objective": "test_error"}, "objective: test_error needs an accuracy"),
     ],

@@ -32,6 +32,15 @@ def test_failed_configurations_count_as_the_untrained_model(outcome: Outcome) ->
     assert run_objective(result(outcome), "test_loss") is None
 
 
+def test_a_curve_that_does_not_begin_untrained_has_no_ceiling_of_its_own() -> None:
+    made_elsewhere = RunResult(outcome=Outcome.COMPLETED, curve=(point(7, 2.0),))
+    assert run_objective(made_elsewhere, "test_loss") == 2.0
+    assert run_objective(made_elsewhere, "test_loss", untrained=1.5) == 1.5
+    later = RunResult(outcome=Outcome.COMPLETED, curve=(point(7, 2.0), point(9, 3.0)))
+    assert run_objective(later, "test_loss") == 3.0
+    assert run_objective(RunResult(outcome=Outcome.DIVERGED, curve=(point(7, 2.0),)), "test_loss") is None
+
+
 def test_a_crash_says_nothing_about_the_configuration() -> None:
     assert run_objective(result(Outcome.CRASHED, 3.0, 0.1), "test_loss", untrained=3.0) is None
 

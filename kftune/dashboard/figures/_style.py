@@ -10,7 +10,18 @@ import plotly.graph_objects as go
 
 from kftune.dashboard.formatting import in_figure
 
-__all__ = ["DARK", "INK", "MUTED", "OptimizerStyle", "layout", "optimizer_styles", "value_axis"]
+__all__ = [
+    "DARK",
+    "INK",
+    "MUTED",
+    "RULE",
+    "SCALE",
+    "OptimizerStyle",
+    "axis",
+    "layout",
+    "optimizer_styles",
+    "value_axis",
+]
 
 # Okabe and Ito's colours (https://jfly.uni-koeln.de/color/), told apart with any kind of colour vision, without the
 # yellow that white paper swallows. Beside each its shade for dark paper.
@@ -24,14 +35,27 @@ _PALETTE = (
     ("#4b5563", "#c3c9d2"),  # grey, for black
 )
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "star", "hexagon", "pentagon")
+
+# What nearly every study has keeps its colour from one study file to the next; others take what is left.
+_USUAL = {"kfac": 0, "sgd": 1, "adamw": 2, "foof": 3, "ekfac": 4, "shampoo": 5, "soap": 6}
 
 INK = "#1f2730"
 MUTED = "#6a7380"
 GRID = "#e4e8ec"
+RULE = "#aab2bc"
 PAPER = "rgba(0,0,0,0)"
 LABEL = "#ffffff"
 
-DARK = dict(_PALETTE) | {INK: "#e3e7ec", MUTED: "#98a2ae", GRID: "#2d343d", LABEL: "#20262e"}
+# Viridis without its lightest fifth, best (dark) to worst; on dark paper the other way round, best is light.
+SCALE = ("#440154", "#414487", "#2a788e", "#22a884", "#7ad151")
+_DARK_SCALE = ("#fde725", "#7ad152", "#22a885", "#2a788f", "#515a9e")
+
+DARK = (
+    dict(_PALETTE)
+    | {INK: "#e3e7ec", MUTED: "#98a2ae", GRID: "#2d343d", RULE: "#56606c", LABEL: "#20262e"}
+    | dict(zip(SCALE, _DARK_SCALE, strict=True))
+)
 """Every colour of a figure → its counterpart on dark paper; the page exchanges them."""
 
 _NO_RANGE, _SHORT_RANGE, _LONG_RANGE = 1.05, 5.0, 500.0
@@ -39,24 +63,35 @@ _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 
 
 
 class OptimizerStyle(NamedTuple):
-    """How an optimizer is drawn."""
+    """How an optimizer is drawn: its lines, and its marks where a mark says nothing else."""
 
     colour: str
     dash: str
+    symbol: str = "circle"
 
 
 def optimizer_styles(names: Iterable[str]) -> dict[str, OptimizerStyle]:
-    """A style for each optimizer, by the order of their names; no two alike among the first 35."""
+    """A style for each optimizer, by the order of their names; no two alike among the first 35.
+
+    Optimizers that most studies have keep the same colour in every study file of up to seven optimizers that do not
+    want one another's.
+    """
     ordered = sorted(set(names))
     n = len(_PALETTE)
+    places = {name: _USUAL[name] for name in ordered if name in _USUAL}
+    free = iter(i for i in range(len(ordered) + n) if i not in places.values())
+    places |= {name: next(free) for name in ordered if name not in places}
     return {
-        name: OptimizerStyle(_PALETTE[i % n][0], _DASHES[(i + i // n) % len(_DASHES)]) for i, name in enumerate(ordered)
+        name: OptimizerStyle(
+            _PALETTE[i % n][0], _DASHES[(i + i // n) % len(_DASHES)], _SYMBOLS[(i + i // n) % len(_SYMBOLS)]
+        )
+        for name, i in ((name, places[name]) for name in ordered)
     }
 
 
-def layout(*, x_title: str, y_title: str) -> go.Layout:
-    """A layout with titled axes and a legend above the plot."""
-    axis: dict[str, Any] = {
+def axis(title: str, **other: Any) -> dict[str, Any]:
+    """One axis in the look of all, with its title."""
+    return {
         "gridcolor": GRID,
         "linecolor": MUTED,
         "tickcolor": MUTED,
@@ -65,20 +100,26 @@ def layout(*, x_title: str, y_title: str) -> go.Layout:
         "ticks": "outside",
         "ticklen": 4,
         "automargin": True,
+        "title": {"text": in_figure(title), "standoff": 10},
+    } | other
+
+
+def layout(*, x_title: str, y_title: str, **other: Any) -> go.Layout:
+    """A layout with titled axes and a legend above the plot; ``other`` attributes of it are added."""
+    plain: dict[str, Any] = {
+        "template": "none",
+        "paper_bgcolor": PAPER,
+        "plot_bgcolor": PAPER,
+        "font": {"family": _FONT, "size": 13, "color": INK},
+        "margin": {"l": 60, "r": 14, "t": 28, "b": 50},
+        "xaxis": axis(x_title),
+        "yaxis": axis(y_title),
+        "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "xanchor": "left", "x": 0},
+        "hovermode": "closest",
+        "modebar": {"bgcolor": PAPER, "color": MUTED, "activecolor": INK},
+        "hoverlabel": {"bgcolor": LABEL, "bordercolor": MUTED, "font": {"color": INK, "size": 12}, "align": "left"},
     }
-    return go.Layout(
-        template="none",
-        paper_bgcolor=PAPER,
-        plot_bgcolor=PAPER,
-        font={"family": _FONT, "size": 13, "color": INK},
-        margin={"l": 60, "r": 14, "t": 28, "b": 50},
-        xaxis=axis | {"title": {"text": in_figure(x_title), "standoff": 10}},
-        yaxis=axis | {"title": {"text": in_figure(y_title), "standoff": 10}},
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "xanchor": "left", "x": 0},
-        hovermode="closest",
-        modebar={"bgcolor": PAPER, "color": MUTED, "activecolor": INK},
-        hoverlabel={"bgcolor": LABEL, "bordercolor": MUTED, "font": {"color": INK, "size": 12}, "align": "left"},
-    )
+    return go.Layout(plain | other)
 
 
 def value_axis(values: Iterable[float]) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import plotly.graph_objects as go
 
 from kftune.analysis.curves import Across, Measure, RepeatedCurve, repeated_curve
 from kftune.analysis.results import FileResults, TrialResults
+from kftune.dashboard.figures._arrays import floats
 from kftune.dashboard.figures._style import OptimizerStyle, layout, optimizer_styles, value_axis
-from kftune.dashboard.formatting import hover_params, in_figure, loss, outcome_title
+from kftune.dashboard.formatting import in_figure, outcome_title
 
 __all__ = ["measures", "plot_learning_curves"]
 
@@ -31,14 +32,16 @@ class _Curve(NamedTuple):
         rank: among the optimizer's trials, from 1.
         trial: its number.
         curve: over its repeats; accuracies in percent.
-        hover: what it is, for the reader who points at it.
+        study: name of the study.
+        not_drawn: how the runs that are left out ended.
     """
 
     optimizer: str
     rank: int
     trial: int
     curve: RepeatedCurve
-    hover: str
+    study: str
+    not_drawn: tuple[str, ...]
 
 
 class _LearningCurvesInfo(NamedTuple):
@@ -112,8 +115,8 @@ def _loss_axis(curves: Sequence[_Curve]) -> dict[str, Any]:
 def _band(curve: _Curve, style: OptimizerStyle) -> go.Scatter:
     x, low, high = curve.curve.x, curve.curve.low, curve.curve.high
     return go.Scatter(
-        x=[*x, *reversed(x)],
-        y=[*low, *reversed(high)],
+        x=floats([*x, *reversed(x)]),
+        y=floats([*low, *reversed(high)]),
         fill="toself",
         fillcolor=style.colour,
         opacity=0.18,
@@ -128,21 +131,22 @@ def _band(curve: _Curve, style: OptimizerStyle) -> go.Scatter:
 def _line(curve: _Curve, style: OptimizerStyle) -> go.Scatter:
     is_best = curve.rank == 1
     return go.Scatter(
-        x=list(curve.curve.x),
-        y=list(curve.curve.mean),
+        x=floats(curve.curve.x),
+        y=floats(curve.curve.mean),
         mode="lines",
         name=in_figure(curve.optimizer),
         legendgroup=in_figure(curve.optimizer),
         showlegend=is_best,
-        meta={"optimizer": curve.optimizer},
+        meta={"optimizer": curve.optimizer, "study": curve.study, "trial": curve.trial, "more": _more(curve)},
         line={"color": style.colour, "dash": style.dash, "width": 2.5 if is_best else 1.2},
         opacity=1.0 if is_best else 0.55,
-        hovertext=[
-            f"{curve.hover.replace('<br>', f'<br><b>{loss(mean)}</b> ({loss(low)} to {loss(high)})<br>', 1)}"
-            for mean, low, high in zip(curve.curve.mean, curve.curve.low, curve.curve.high, strict=True)
-        ],
-        hoverinfo="text",
     )
+
+
+def _more(curve: _Curve) -> str:
+    """What stands in the box of the reader who points at it, besides the configuration."""
+    left_out = f"<br>{len(curve.not_drawn)} runs not drawn: {', '.join(curve.not_drawn)}" if curve.not_drawn else ""
+    return f"<b>%{{y:.4g}}</b> at %{{x:.4g}}, no. {curve.rank} of this optimizer{left_out}"
 
 
 def _get_learning_curves_info(
@@ -153,9 +157,9 @@ def _get_learning_curves_info(
         for rank, trial in enumerate(study.ranked()[:top], start=1):
             curve = repeated_curve([run.result for run in trial.successes], across=across, measure=measure)
             if curve is not None:
-                optimizer = study.record.optimizer
                 scaled = _in_percent(curve) if measure == "accuracy" else curve
-                curves.append(_Curve(optimizer, rank, trial.trial.number, scaled, _hover(optimizer, rank, trial)))
+                record, number = study.record, trial.trial.number
+                curves.append(_Curve(record.optimizer, rank, number, scaled, record.study, _not_drawn(trial)))
     return _LearningCurvesInfo(curves)
 
 
@@ -163,9 +167,5 @@ def _in_percent(curve: RepeatedCurve) -> RepeatedCurve:
     return RepeatedCurve(curve.x, *(tuple(100 * value for value in values) for values in curve[1:]))
 
 
-def _hover(optimizer: str, rank: int, trial: TrialResults) -> str:
-    lines = [f"<b>{in_figure(optimizer)}</b>, no. {rank}, trial {trial.trial.number}"]
-    failed = [outcome_title(run.result.outcome.value) for run in trial.runs if run not in trial.successes]
-    if failed:
-        lines.append(f"{len(failed)} of {len(trial.runs)} runs not drawn: {', '.join(failed)}")
-    return "<br>".join([*lines, hover_params(trial.params)])
+def _not_drawn(trial: TrialResults) -> tuple[str, ...]:
+    return tuple(outcome_title(run.result.outcome.value) for run in trial.runs if run not in trial.successes)

@@ -9,11 +9,12 @@ from typing import NamedTuple
 import plotly.graph_objects as go
 
 from kftune.analysis.results import FileResults, StudyResults, TrialResults
+from kftune.dashboard.figures._arrays import floats, visible, wholes
 from kftune.dashboard.figures._style import MUTED, OptimizerStyle, layout, optimizer_styles, value_axis
-from kftune.dashboard.formatting import hover_params, in_figure, loss, objective_title, outcome_title
+from kftune.dashboard.formatting import in_figure, objective_title
 from kftune.training.results import Outcome
 
-__all__ = ["SYMBOLS", "plot_sorted_losses"]
+__all__ = ["SYMBOLS", "mark_size", "mark_untrained", "plot_sorted_losses"]
 
 SYMBOLS: Mapping[Outcome | None, str] = {
     None: "circle",
@@ -21,6 +22,7 @@ SYMBOLS: Mapping[Outcome | None, str] = {
     Outcome.OUT_OF_MEMORY: "square",
     Outcome.TIMED_OUT: "triangle-up",
     Outcome.CRASHED: "diamond",
+    Outcome.PRUNED: "triangle-down",
 }
 """Marker of a trial, by the gravest failure among its runs; start-up trials have the open form."""
 
@@ -32,9 +34,8 @@ class _SortedTrial(NamedTuple):
         trial: its number.
         share: of the started trials up to and including it, in (0, 1].
         value: what it is drawn at: its value or, for one without, the worst there is.
-        failure: gravest failure among its runs.
+        failure: gravest failure among its runs; pruned if it had none but was.
         is_startup: drawn at random.
-        hover: text for the reader who points at it.
     """
 
     trial: int
@@ -42,7 +43,6 @@ class _SortedTrial(NamedTuple):
     value: float
     failure: Outcome | None
     is_startup: bool
-    hover: str
 
 
 class _SortedLossesInfo(NamedTuple):
@@ -52,11 +52,13 @@ class _SortedLossesInfo(NamedTuple):
         objective: what the values are.
         untrained: its mean over repeats before training; None if unknown.
         optimizers: label → trials, best first.
+        studies: label → name of its study.
     """
 
     objective: str
     untrained: float | None
     optimizers: dict[str, list[_SortedTrial]]
+    studies: dict[str, str]
 
 
 def plot_sorted_losses(
@@ -80,19 +82,21 @@ def plot_sorted_losses(
     figure = go.Figure(
         layout=layout(x_title="share of the started trials (%)", y_title=objective_title(info.objective))
     )
-    for optimizer, trials in info.optimizers.items():
-        if trials:
-            figure.add_trace(_line(optimizer, trials, styles[optimizer]))
-    figure.update_xaxes(range=[0, 103], tick0=0, dtick=20)
     drawn = values if info.untrained is None else [*values, info.untrained]
     y_axis = value_axis(drawn)
+    is_log = y_axis["type"] == "log"
+    for optimizer, trials in info.optimizers.items():
+        if trials:
+            figure.add_trace(_line(optimizer, info.studies[optimizer], trials, styles[optimizer], is_log=is_log))
+    figure.update_xaxes(range=[0, 103], tick0=0, dtick=20)
     figure.update_yaxes(y_axis)
     if info.untrained is not None:
-        _mark_untrained(figure, info.untrained, is_log=y_axis["type"] == "log")
+        mark_untrained(figure, info.untrained, is_log=is_log)
     return figure
 
 
-def _mark_untrained(figure: go.Figure, value: float, *, is_log: bool) -> None:
+def mark_untrained(figure: go.Figure, value: float, *, is_log: bool) -> None:
+    """A line at the loss before training."""
     figure.add_hline(y=value, line={"color": MUTED, "width": 1, "dash": "dot"}, layer="below")
     figure.add_annotation(
         text="untrained",
@@ -106,24 +110,33 @@ def _mark_untrained(figure: go.Figure, value: float, *, is_log: bool) -> None:
     )
 
 
-def _line(optimizer: str, trials: list[_SortedTrial], style: OptimizerStyle) -> go.Scatter:
-    size = 8 if len(trials) <= 60 else 6 if len(trials) <= 250 else 4
+def _line(optimizer: str, study: str, trials: list[_SortedTrial], style: OptimizerStyle, *, is_log: bool) -> go.Scatter:
+    kept = visible(
+        [trial.share for trial in trials],
+        [math.log(trial.value) if is_log else trial.value for trial in trials],
+        [trial.failure for trial in trials],
+    )
+    drawn = [trials[i] for i in kept]
     return go.Scatter(
-        x=[100 * trial.share for trial in trials],
-        y=[trial.value for trial in trials],
+        x=floats(100 * trial.share for trial in drawn),
+        y=floats(trial.value for trial in drawn),
         mode="lines+markers",
         name=in_figure(optimizer),
-        meta={"optimizer": optimizer},
+        meta={"optimizer": optimizer, "study": study, "more": "among the best %{x:.0f} %"},
+        customdata=wholes(trial.trial for trial in drawn),
         line={"color": style.colour, "dash": style.dash, "width": 1.5},
         marker={
             "color": style.colour,
-            "symbol": [SYMBOLS[trial.failure] + ("-open" if trial.is_startup else "") for trial in trials],
-            "size": size,
+            "symbol": [SYMBOLS[trial.failure] + ("-open" if trial.is_startup else "") for trial in drawn],
+            "size": mark_size(len(trials)),
             "line": {"color": style.colour, "width": 1.5},
         },
-        hovertext=[trial.hover for trial in trials],
-        hoverinfo="text",
     )
+
+
+def mark_size(n_trials: int) -> int:
+    """Pixels, so that many marks do not become one."""
+    return 8 if n_trials <= 60 else 6 if n_trials <= 250 else 4
 
 
 def _get_sorted_losses_info(file: FileResults, problem: str) -> _SortedLossesInfo:
@@ -139,11 +152,12 @@ def _get_sorted_losses_info(file: FileResults, problem: str) -> _SortedLossesInf
     return _SortedLossesInfo(
         objective=file.objective,
         untrained=mean_untrained,
-        optimizers={study.record.optimizer: _sorted_trials(study, worst, file.objective) for study in studies},
+        optimizers={study.record.optimizer: _sorted_trials(study, worst) for study in studies},
+        studies={study.record.optimizer: study.record.study for study in studies},
     )
 
 
-def _sorted_trials(study: StudyResults, worst: float, objective: str) -> list[_SortedTrial]:
+def _sorted_trials(study: StudyResults, worst: float) -> list[_SortedTrial]:
     if math.isnan(worst):
         return []
     finished = study.finished
@@ -155,7 +169,6 @@ def _sorted_trials(study: StudyResults, worst: float, objective: str) -> list[_S
             value=worst if trial.trial.value is None else trial.trial.value,
             failure=trial.failure,
             is_startup=trial.is_startup,
-            hover=_hover(study.record.optimizer, trial, position, len(order), objective),
         )
         for position, trial in enumerate(order, start=1)
     ]
@@ -164,15 +177,3 @@ def _sorted_trials(study: StudyResults, worst: float, objective: str) -> list[_S
 def _sort_key(trial: TrialResults) -> tuple[bool, float, bool, int]:
     value = trial.trial.value
     return (value is None, value if value is not None else 0.0, trial.failure is not None, trial.trial.number)
-
-
-def _hover(optimizer: str, trial: TrialResults, position: int, n_trials: int, objective: str) -> str:
-    value = "no value" if trial.trial.value is None else loss(trial.trial.value)
-    lines = [
-        f"<b>{in_figure(optimizer)}</b>, trial {trial.trial.number}{' (start-up)' if trial.is_startup else ''}",
-        f"{objective_title(objective)} {value}, place {position} of {n_trials}",
-    ]
-    outcomes = [outcome_title(run.result.outcome.value) for run in trial.runs]
-    if trial.failure is not None and outcomes:
-        lines.append(f"runs: {', '.join(outcomes)}")
-    return "<br>".join([*lines, hover_params(trial.params)])

@@ -12,45 +12,345 @@
     plotlyServerURL: "",
     toImageButtonOptions: { format: "svg" },
   };
+  const read = (element) => JSON.parse(element.textContent);
+  const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+  const clean = (text) => escaped(text).replaceAll("%{", "%\u200b{");
+
+  // Arrays come as Plotly takes them: a type and bytes.
+  const TYPES = { f4: Float32Array, f8: Float64Array, u1: Uint8Array, u2: Uint16Array, i4: Int32Array };
+  const unpacked = (value) => {
+    if (value === null || value === undefined || value.bdata === undefined) return value ?? [];
+    const bytes = Uint8Array.from(atob(value.bdata), (letter) => letter.charCodeAt(0));
+    return new TYPES[value.dtype](bytes.buffer);
+  };
 
   // The figures hold the colours for light paper; every attribute that is a colour is exchanged on dark paper.
+  const exchanged = (value) => (Object.hasOwn(darkOf, value) ? darkOf[value] : value);
   const recoloured = (value, key) => {
     if (Array.isArray(value)) return value.map((item) => recoloured(item, key));
+    if (ArrayBuffer.isView(value)) return value;
     if (value !== null && typeof value === "object") {
       return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, recoloured(item, name)]));
     }
-    const isColour = typeof value === "string" && /color$/.test(key);
-    return isColour && Object.hasOwn(darkOf, value) ? darkOf[value] : value;
+    return typeof value === "string" && /color(scale)?$/.test(key) ? exchanged(value) : value;
   };
 
-  const plots = [...document.querySelectorAll(".plot")].map((element) => ({
-    element,
-    figure: JSON.parse(element.querySelector("script").textContent),
-    hidden: new Set(),
-  }));
+  // -- what is known of a trial, for the reader who points at it ------------------------------------------------------
 
-  const draw = ({ element, figure, hidden }) => {
-    const { data, layout } = dark.matches ? recoloured(figure) : figure;
-    const shown = data.map((trace) => ({ ...trace, visible: !hidden.has(trace.meta?.optimizer) }));
+  let trials = {};
+  const rowOf = (study, trial) => {
+    const table = trials[study];
+    const row = table?.trials[table.numbers === null ? trial : table.numbers.indexOf(trial)] ?? [];
+    return { names: table?.names ?? [], table, row };
+  };
+  const described = (study, trial) => {
+    const { table, row } = rowOf(study, trial);
+    if (row.length === 0) return "";
+    const [isStartup, value, outcomes, ...params] = row;
+    const lines = [
+      `<b>${clean(table.optimizer)}</b>, trial ${trial}${isStartup ? " (start-up)" : ""}`,
+      `${clean(table.objective)} ${clean(value)}`,
+    ];
+    if (outcomes) lines.push(`runs: ${clean(outcomes)}`);
+    table.names.forEach((name, i) => params[i] !== "" && lines.push(`${clean(name)} = ${clean(params[i])}`));
+    return lines.join("<br>");
+  };
+  const withHover = (trace) => {
+    const { study, trial, more } = trace.meta ?? {};
+    if (study === undefined) return trace;
+    const numbers = trial === undefined ? [...unpacked(trace.customdata)] : null;
+    const hovertext = numbers ? numbers.map((n) => described(study, n)) : described(study, trial);
+    return { ...trace, hovertext, hovertemplate: `%{hovertext}${more ? `<br>${more}` : ""}<extra></extra>` };
+  };
+
+  // -- plots: drawn when they come into view ----------------------------------------------------------------------------
+
+  const plots = new Map(); // element → what it shows
+  const hidden = new Map(); // id of a section → optimizers that are not shown in it
+  const hiddenIn = (element) => hidden.get(element.closest(".problem")?.id) ?? new Set();
+
+  const draw = (plot) => {
+    if (!plot.isDrawn) {
+      plot.figure = read(plot.element.querySelector("script"));
+      plot.figure.data = plot.figure.data.map(withHover);
+      plot.isDrawn = true;
+    }
+    const { data, layout } = plot.figure;
+    const off = hiddenIn(plot.element);
+    const shown = (plot.data ?? data).map((trace) => ({ ...trace, visible: !off.has(trace.meta?.optimizer) }));
+    const whole = { data: shown, layout: { ...layout, shapes: [...(layout.shapes ?? []), ...(plot.shapes ?? [])] } };
+    const coloured = dark.matches ? recoloured(whole) : whole;
     // The page has a legend of its own.
-    return Plotly.react(element, shown, { ...layout, showlegend: false, autosize: true }, config);
+    const made = Plotly.react(plot.element, coloured.data, { ...coloured.layout, showlegend: layout.showlegend === true, autosize: true, height: undefined }, config);
+    return made.then(() => plot.element.classList.add("drawn"));
+  };
+  const isNear = (element) => {
+    const box = element.getBoundingClientRect();
+    return element.checkVisibility() && box.bottom > -400 && box.top < innerHeight + 400;
+  };
+  const watcher = new IntersectionObserver(
+    (entries) => {
+      for (const { isIntersecting, target } of entries) {
+        const plot = plots.get(target);
+        if (isIntersecting && plot && !plot.isDrawn) draw(plot);
+      }
+    },
+    { rootMargin: "400px" },
+  );
+  const redraw = (inside) => {
+    for (const plot of plots.values()) if (plot.isDrawn && (!inside || inside.contains(plot.element))) draw(plot);
+  };
+  const collect = (root) => {
+    for (const element of root.querySelectorAll(".plot")) {
+      plots.set(element, { element, isDrawn: false });
+      watcher.observe(element);
+    }
   };
 
-  for (const problem of document.querySelectorAll(".problem")) {
-    const inside = plots.filter(({ element }) => problem.contains(element));
-    for (const button of problem.querySelectorAll(".legend button")) {
+  // -- optimizers on and off --------------------------------------------------------------------------------------------
+
+  const legends = () => {
+    for (const problem of document.querySelectorAll(".problem")) {
+      const off = hidden.get(problem.id) ?? new Set();
+      hidden.set(problem.id, off);
+      for (const button of problem.querySelectorAll(".legend button")) {
+        button.addEventListener("click", () => {
+          const isShown = button.getAttribute("aria-pressed") === "true";
+          button.setAttribute("aria-pressed", String(!isShown));
+          off[isShown ? "add" : "delete"](button.dataset.optimizer);
+          redraw(problem);
+          for (const slider of problem.querySelectorAll(".slider")) slide(slider);
+        });
+      }
+    }
+  };
+
+  // -- views of which one is shown --------------------------------------------------------------------------------------
+
+  const chosen = new Map();
+  const choose = (chooser) => {
+    const { key } = chooser.dataset;
+    const buttons = [...chooser.querySelectorAll(":scope > .choices > button")];
+    const show = (name) => {
+      for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.choice === name));
+      for (const view of chooser.querySelectorAll(":scope > .choice")) view.hidden = view.dataset.choice !== name;
+      for (const plot of plots.values()) {
+        if (chooser.contains(plot.element) && plot.isDrawn && plot.element.checkVisibility()) draw(plot);
+      }
+    };
+    for (const button of buttons) {
       button.addEventListener("click", () => {
-        const isShown = button.getAttribute("aria-pressed") === "true";
-        button.setAttribute("aria-pressed", String(!isShown));
-        for (const plot of inside) {
-          plot.hidden[isShown ? "add" : "delete"](button.dataset.optimizer);
-          draw(plot);
-        }
+        chosen.set(key, button.dataset.choice);
+        show(button.dataset.choice);
       });
     }
-  }
+    if (buttons.some((button) => button.dataset.choice === chosen.get(key))) show(chosen.get(key));
+  };
 
-  const drawAll = () => Promise.all(plots.map(draw));
-  dark.addEventListener("change", drawAll);
-  drawAll().then(() => document.documentElement.classList.add("drawn"));
+  // -- the budget slider ------------------------------------------------------------------------------------------------
+
+  const sliders = new Map(); // element → its data
+  const places = new Map(); // id of a panel → where its slider stands, counted from the end
+
+  const loadSlider = (element) => {
+    if (!sliders.has(element)) {
+      const data = read(element.querySelector(".slider-data"));
+      for (const study of data.studies) {
+        study.numbers = unpacked(study.numbers);
+        study.startup = unpacked(study.startup);
+        study.failedAt = unpacked(study.failedAt);
+        study.kind = unpacked(study.kind);
+        study.values = study.values.map(unpacked);
+      }
+      sliders.set(element, data);
+    }
+    return sliders.get(element);
+  };
+
+  // What no eye can see is left out, as in the figure that the page came with.
+  const visible = (x, y, kinds, steps = 400, atStart = 25) => {
+    const n = x.length;
+    if (n <= steps) return x.map((_, i) => i);
+    let low = Infinity, high = -Infinity;
+    for (const value of y) { low = Math.min(low, value); high = Math.max(high, value); }
+    const width = (x[n - 1] - x[0]) / steps, height = (high - low) / steps;
+    const kept = Array.from({ length: atStart }, (_, i) => i);
+    for (let i = atStart; i < n; i++) {
+      const last = kept[kept.length - 1];
+      const isFar = x[i] - x[last] >= width || Math.abs(y[i] - y[last]) >= height;
+      if (isFar || kinds[i] !== kinds[last] || i === n - 1) kept.push(i);
+    }
+    return kept;
+  };
+
+  const sortedAt = (study, place, time) => {
+    const values = study.values[place];
+    const failed = (i) => study.failedAt[i] <= time;
+    const order = Array.from(values, (_, i) => i);
+    const key = (i) => (Number.isNaN(values[i]) ? Infinity : values[i]);
+    order.sort((a, b) => key(a) - key(b) || failed(a) - failed(b) || study.numbers[a] - study.numbers[b]);
+    return { values, failed, order };
+  };
+
+  const slidTrace = (trace, study, { values, failed, order }, data) => {
+    const y = order.map((i) => (Number.isNaN(values[i]) ? data.worst : values[i]));
+    const x = order.map((_, rank) => (100 * (rank + 1)) / order.length);
+    const kinds = order.map((i) => (failed(i) ? study.kind[i] : 0));
+    const kept = visible(x, data.isLog ? y.map(Math.log) : y, kinds);
+    const symbol = kept.map((k) => data.symbols[kinds[k]] + (study.startup[order[k]] ? "-open" : ""));
+    const numbers = kept.map((k) => study.numbers[order[k]]);
+    return withHover({
+      ...trace,
+      x: kept.map((k) => x[k]),
+      y: kept.map((k) => y[k]),
+      customdata: numbers,
+      marker: { ...trace.marker, symbol },
+      meta: { ...trace.meta, more: `at this budget ${data.objective} %{y:.4g}` },
+    });
+  };
+
+  const rankingTable = (element, data, ranked) => {
+    const body = element.querySelector("tbody");
+    const head = element.querySelector("thead");
+    const row = (cells, tag) => {
+      const tr = document.createElement("tr");
+      for (const [text, kind] of cells) {
+        const cell = document.createElement(tag);
+        cell.className = kind;
+        cell.textContent = text;
+        tr.append(cell);
+      }
+      return tr;
+    };
+    const columns = [["place", "number"], ["optimizer", "text"], [data.objective, "number"], ["trial", "number"], ["best configuration", "text"]];
+    head.replaceChildren(row(columns, "th"));
+    body.replaceChildren(
+      ...ranked.map(({ study, best, loss }, i) => {
+        const isKnown = best !== null;
+        const { names, row: its } = rowOf(study.study, best);
+        const params = its.slice(3).flatMap((value, k) => (value === "" ? [] : [`${names[k]} = ${value}`]));
+        return row([
+          [isKnown ? i + 1 : "–", "number"],
+          [study.optimizer, "text"],
+          [isKnown ? loss : "–", "main"],
+          [best ?? "–", "number"],
+          [params.join(", ") || "no trial has ended well", "text"],
+        ], "td");
+      }),
+    );
+  };
+
+  const slide = (element) => {
+    const data = loadSlider(element);
+    const input = element.querySelector("input");
+    const place = Number(input.value);
+    const time = data.times[place];
+    places.set(element.closest("[data-part]").id, place - (data.times.length - 1));
+    const words = `seen at ${data.places[place]}, tuned for ${data.places[data.places.length - 1]}`;
+    element.querySelector("output").textContent = words;
+    input.setAttribute("aria-valuetext", words);
+    const off = hiddenIn(element);
+    const at = new Map(data.studies.map((study) => [study.optimizer, { study, ...sortedAt(study, place, time) }]));
+    const ranked = data.studies
+      .filter((study) => !off.has(study.optimizer))
+      .map((study) => ({ study, best: study.best[place], loss: study.bestLosses[place] }))
+      .sort((a, b) => (a.best === null) - (b.best === null) || Number(a.loss) - Number(b.loss));
+    rankingTable(element, data, ranked);
+    const sorted = plots.get(element.querySelector("[data-role=sorted]"));
+    if (sorted?.isDrawn) {
+      sorted.data = sorted.figure.data.map((trace) => {
+        const found = at.get(trace.meta?.optimizer);
+        return found ? slidTrace(trace, found.study, found, data) : trace;
+      });
+      draw(sorted);
+    }
+    const beside = plots.get(element.querySelector("[data-role=beside]"));
+    if (beside) {
+      beside.shapes = [{ type: "line", xref: "x", x0: time, x1: time, yref: "paper", y0: 0, y1: 1, line: { color: data.line, width: 1.5, dash: "dot" } }];
+      if (beside.isDrawn) draw(beside);
+    }
+  };
+  const prepareSlider = (element) => {
+    const input = element.querySelector("input");
+    const back = places.get(element.closest("[data-part]").id) ?? 0;
+    input.value = String(Math.max(0, Number(input.max) + back));
+    let waits = false;
+    input.addEventListener("input", () => {
+      if (waits) return;
+      waits = true;
+      requestAnimationFrame(() => { waits = false; slide(element); });
+    });
+    const sorted = element.querySelector("[data-role=sorted]");
+    new IntersectionObserver((entries, observer) => {
+      if (!entries.some((entry) => entry.isIntersecting)) return;
+      observer.disconnect();
+      const plot = plots.get(sorted);
+      if (plot && !plot.isDrawn) draw(plot);
+      slide(element);
+    }, { rootMargin: "400px" }).observe(element);
+  };
+
+  const prepare = (root) => {
+    collect(root);
+    root.querySelectorAll(".chooser").forEach(choose);
+    root.querySelectorAll(".slider").forEach(prepareSlider);
+  };
+
+  // -- news from the server ---------------------------------------------------------------------------------------------
+
+  const exchange = (main) => {
+    const now = document.querySelector("main");
+    if (main.dataset.structure !== now.dataset.structure) return location.reload();
+    trials = read(main.querySelector("#trials"));
+    now.querySelector("#trials").replaceWith(document.adoptNode(main.querySelector("#trials")));
+    for (const fresh of main.querySelectorAll("[data-part]")) {
+      const old = document.getElementById(fresh.id);
+      if (!old || old.dataset.hash === fresh.dataset.hash) continue;
+      const { height } = old.getBoundingClientRect();
+      for (const element of old.querySelectorAll(".plot")) {
+        if (plots.get(element)?.isDrawn) Plotly.purge(element);
+        plots.delete(element);
+      }
+      const open = [...old.querySelectorAll("details")].map((details) => details.open);
+      const added = document.adoptNode(fresh);
+      // As high as before until it is drawn, so that nothing jumps under the reader's eyes.
+      added.style.minHeight = `${height}px`;
+      old.replaceWith(added);
+      added.querySelectorAll("details").forEach((details, i) => { details.open = open[i] ?? details.open; });
+      prepare(added);
+      const near = [...added.querySelectorAll(".plot")].filter(isNear).map((element) => draw(plots.get(element)));
+      Promise.all(near).then(() => { added.style.minHeight = ""; });
+    }
+    now.dataset.live = main.dataset.live;
+  };
+  const follow = () => {
+    const main = document.querySelector("main[data-live]");
+    if (!main) return;
+    const status = main.querySelector(".live");
+    const say = (text) => { if (status.textContent !== text) status.textContent = text; };
+    const ask = async () => {
+      try {
+        const answer = await fetch("revision", { cache: "no-store" });
+        const { revision } = await answer.json();
+        if (revision !== main.dataset.live) {
+          const page = await fetch("main", { cache: "no-store" });
+          exchange(new DOMParser().parseFromString(await page.text(), "text/html").querySelector("main"));
+        }
+        say("live");
+      } catch {
+        say("the server does not answer; this is its last page");
+      }
+      setTimeout(ask, Number(main.dataset.every ?? 2000));
+    };
+    setTimeout(ask, 1000);
+  };
+
+  trials = read(document.getElementById("trials"));
+  legends();
+  prepare(document);
+  dark.addEventListener("change", () => redraw());
+  addEventListener("beforeprint", () => { for (const plot of plots.values()) if (plot.element.checkVisibility()) draw(plot); });
+  const first = [...plots.values()].filter(({ element }) => isNear(element));
+  Promise.all(first.map(draw)).then(() => document.documentElement.classList.add("drawn"));
+  follow();
 })();

@@ -1,4 +1,7 @@
-"""The Gaussian process behind the sampler ``gpyopt``: GPy's regression with a prior on every hyperparameter."""
+"""The Gaussian process behind the sampler ``gpyopt``: GPyOpt's, with a length scale and a prior per dimension.
+
+GPy, which GPyOpt is built on, is the oracle of its tests. It spends most of an evaluation on its own bookkeeping.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg, stats
+from scipy import linalg, optimize, stats
 
 from kftune.study.samplers._columns import Columns, Points, Vector
 
-__all__ = ["GaussianProcess", "Hyperparameters", "fit", "warped_values"]
+__all__ = ["GaussianProcess", "Hyperparameters", "fit", "negative_log_likelihood", "warped_values"]
 
 _MOST_FITTED = 150
 _MAX_ITERATIONS = 60
@@ -39,7 +42,7 @@ class Hyperparameters:
 
 
 def fit(features: NDArray[np.float64], values: Vector) -> Hyperparameters:
-    """The most probable hyperparameters; numpy's global generator is not used.
+    """The most probable hyperparameters, their logarithms being normally distributed beforehand.
 
     Of more than 150 observations, 150 are looked at: the best third of that number, the others evenly spaced in the
     order in which they were made.
@@ -52,28 +55,62 @@ def fit(features: NDArray[np.float64], values: Vector) -> Hyperparameters:
         numpy.linalg.LinAlgError: the covariance cannot be factorized.
     """
     chosen = _chosen(values)
-    fits = [_fit_from(features[chosen], values[chosen], *start) for start in _STARTS]
-    return min(fits, key=lambda found: found[0])[1]
-
-
-def _fit_from(x: NDArray[np.float64], y: Vector, length: float, noise: float) -> tuple[float, Hyperparameters]:
-    """A local optimum: the negative logarithm of its posterior density, and where it is."""
-    import GPy  # slow to import
-
+    x, y = features[chosen], values[chosen]
     d = x.shape[1]
-    kernel = GPy.kern.Matern52(d, ARD=True, variance=1.0, lengthscale=np.full(d, length))
-    model = GPy.models.GPRegression(x, y[:, None], kernel=kernel, noise_var=noise)
-    log_normal = GPy.priors.LogGaussian
-    kernel.lengthscale.set_prior(log_normal(np.log(_LENGTH * np.sqrt(d)), _LENGTH_SPREAD), warning=False)
-    kernel.variance.set_prior(log_normal(0.0, _VARIANCE_SPREAD), warning=False)
-    model.likelihood.variance.set_prior(log_normal(np.log(_NOISE), _NOISE_SPREAD), warning=False)
-    model.optimize(optimizer="lbfgsb", max_iters=_MAX_ITERATIONS)
-    found = Hyperparameters(
-        variance=float(kernel.variance[0]),
-        lengths=np.array(kernel.lengthscale, dtype=np.float64),
-        noise=float(model.likelihood.variance[0]),
-    )
-    return float(model.objective_function()), found
+    squares = np.stack([(column[:, None] - column) ** 2 for column in x.T])
+    centre = np.array([0.0, *[np.log(_LENGTH * np.sqrt(d))] * d, np.log(_NOISE)])
+    spread = np.array([_VARIANCE_SPREAD, *[_LENGTH_SPREAD] * d, _NOISE_SPREAD])
+
+    def surprise(logarithms: Vector) -> tuple[float, Vector]:
+        """The negative logarithm of the posterior density, but for a constant, and its gradient."""
+        value, slope = negative_log_likelihood(logarithms, squares=squares, values=y)
+        off = (logarithms - centre) / spread
+        return value + 0.5 * float(off @ off), slope + off / spread
+
+    starts = [np.array([0.0, *[np.log(length)] * d, np.log(noise)]) for length, noise in _STARTS]
+    fits = [
+        optimize.minimize(
+            surprise, start, jac=True, method="L-BFGS-B", bounds=_bounds(d), options={"maxiter": _MAX_ITERATIONS}
+        )
+        for start in starts
+    ]
+    found = np.exp(min(fits, key=lambda fitted: float(fitted.fun)).x)
+    return Hyperparameters(variance=float(found[0]), lengths=found[1:-1], noise=float(found[-1]))
+
+
+def _bounds(d: int) -> list[tuple[float, float]]:
+    return [(np.log(low), np.log(high)) for low, high in [(1e-3, 1e3), *[(1e-2, 1e3)] * d, (1e-6, 1e2)]]
+
+
+def negative_log_likelihood(
+    logarithms: Vector, *, squares: NDArray[np.float64], values: Vector
+) -> tuple[float, Vector]:
+    """−log p(values) and its gradient (Rasmussen & Williams 2006, eqs. 2.30 and 5.9).
+
+    Args:
+        logarithms: of the function's variance, the length scales (d) and the noise's variance.
+        squares: squared differences of the observed points by feature (d, n, n).
+        values: (n,).
+
+    Raises:
+        numpy.linalg.LinAlgError: the covariance cannot be factorized.
+    """
+    variance, noise = np.exp(logarithms[0]), np.exp(logarithms[-1])
+    n = len(values)
+    weights = np.exp(-2 * logarithms[1:-1])
+    root = np.sqrt(5 * np.tensordot(weights, squares, axes=1))
+    decay = variance * np.exp(-root)
+    kernel = (1 + root + root**2 / 3) * decay
+    covariance = kernel.copy()
+    covariance[np.diag_indices(n)] += noise + _JITTER
+    factor = linalg.cholesky(covariance, lower=True, check_finite=False)
+    inverse = linalg.cho_solve((factor, True), np.eye(n), check_finite=False)
+    solved = inverse @ values
+    value = 0.5 * float(values @ solved) + float(np.log(np.diag(factor)).sum()) + 0.5 * n * np.log(2 * np.pi)
+    pull = 0.5 * (inverse - np.outer(solved, solved))  # the value's derivative by the covariance
+    by_length = (squares.reshape(len(squares), -1) @ (pull * (5 / 3) * (1 + root) * decay).ravel()) * weights
+    slope = np.array([np.sum(pull * kernel), *by_length, noise * np.trace(pull)])
+    return value, slope
 
 
 def _chosen(values: Vector) -> NDArray[np.intp]:

@@ -1,4 +1,4 @@
-"""Bayesian optimization with Gaussian processes: GPyOpt as it comes, and a search of our own around GPy's model."""
+"""Bayesian optimization with Gaussian processes: GPyOpt as it comes, and the same without its weaknesses."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class GPyOptSampler(RandomSampler):
 
     ``faithful`` is GPyOpt itself: the values as they are (not finite ones as the worst finite one), one length scale
     for all dimensions, whole numbers continuous and rounded afterwards, and trials still running count as if they had
-    given the mean value. Without it, GPy fits the same kernel and noise, with a length scale per dimension and priors
-    (:func:`fit`), to values whose bad half is compressed (:func:`warped_values`); whole numbers of few values are
+    given the mean value. Without it, the same kernel and noise, with a length scale per dimension and priors, are
+    fitted (:func:`fit`) to values whose bad half is compressed (:func:`warped_values`); whole numbers of few values are
     searched as such; the improvement is weighed by what an observation would teach, and maximized from more starts
     (:func:`maximize`); trials still running count as if they had given what the model expects of them.
 
@@ -142,8 +142,7 @@ def propose(
     Raises:
         numpy.linalg.LinAlgError: the model's covariance cannot be factorized.
     """
-    with _gpyopt_adapter.lone_user(seed):
-        model = GaussianProcess(points, warped_values(values), columns=columns)
+    model = GaussianProcess(points, warped_values(values), columns=columns)
     if len(pending):
         model = model.with_assumed(columns.settled(pending))
     # The best of what is expected, not of what was seen, which owes something to luck.

@@ -118,6 +118,20 @@ class FlatSampler(ReproducibleSampler):
         """Every dimension with more than one value; none for the first trials."""
         return {} if trial.number < self._n_startup_trials else self._search_space
 
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The stored point if there is one, else a new one."""
+        self._raise_error_if_multi_objective(study)
+        return super().sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """A uniform value for the first trials, else what the sampler makes of this dimension alone."""
+        self._raise_error_if_multi_objective(study)
+        return super().sample_independent(study, trial, param_name, param_distribution)
+
     def _propose(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:

@@ -1,0 +1,73 @@
+"""How steady the machine was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import plotly.graph_objects as go
+
+from kftune.analysis.health import health
+from kftune.analysis.results import FileResults
+from kftune.dashboard.figures._arrays import floats, spread_out, wholes
+from kftune.dashboard.figures._style import MUTED, OptimizerStyle, layout, optimizer_styles
+
+__all__ = ["plot_machine"]
+
+_MOST = 2000
+
+
+def plot_machine(file: FileResults, *, styles: Mapping[str, OptimizerStyle] | None = None) -> go.Figure | None:
+    """How many times slower than usual the machine was during every run, with the tolerance; crosses were flagged.
+
+    Args:
+        file: the results of a study file; curves are not needed.
+        styles: of the optimizers; by default by the order of the file's optimizers' names.
+
+    Returns:
+        None if no run was calibrated.
+    """
+    found = health(file)
+    readings = list(found.readings)
+    if not readings:
+        return None
+    styles = styles if styles is not None else optimizer_styles(file.optimizers)
+    start = readings[0].started_at
+    # The worst of many are drawn whatever happens, of the others every so-manieth.
+    worst_first = sorted(range(len(readings)), key=lambda i: -abs(readings[i].slowdown - 1))
+    kept = {worst_first[i] for i in spread_out(len(readings), _MOST)}
+    hours = {i: (readings[i].started_at - start).total_seconds() / 3600 for i in kept}
+    scale, unit = (60.0, "min") if max(hours.values()) < 3 else (1.0, "h")
+    figure = go.Figure(
+        layout=layout(
+            x_title=f"start of the run, after the first ({unit})", y_title="time of the reference workload, × usual"
+        )
+    )
+    for study in file.studies:
+        mine = sorted(i for i in kept if readings[i].study == study.record.study)
+        style = styles[study.record.optimizer]
+        if not mine:
+            continue
+        figure.add_trace(
+            go.Scatter(
+                x=floats(scale * hours[i] for i in mine),
+                y=floats(readings[i].slowdown for i in mine),
+                mode="markers",
+                customdata=wholes(readings[i].trial for i in mine),
+                meta={"optimizer": study.record.optimizer, "study": study.record.study, "more": "%{y:.3f} × usual"},
+                marker={
+                    "color": style.colour,
+                    "symbol": [_symbol(style, is_flagged=readings[i].is_flagged) for i in mine],
+                    "size": 7 if len(kept) < 300 else 5,
+                },
+                showlegend=False,
+            )
+        )
+    if found.tolerance is not None:
+        for edge in (1 + found.tolerance, 1 / (1 + found.tolerance)):
+            figure.add_hline(edge, line={"color": MUTED, "width": 1, "dash": "dot"}, layer="below")
+    figure.update_yaxes(rangemode="normal")
+    return figure
+
+
+def _symbol(style: OptimizerStyle, *, is_flagged: bool) -> str:
+    return "x" if is_flagged else f"{style.symbol}-open"

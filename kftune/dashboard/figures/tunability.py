@@ -1,0 +1,145 @@
+"""How much tuning an optimizer needs: expected best of k, and the best found so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
+
+import plotly.graph_objects as go
+
+from kftune.analysis.anytime import best_so_far_curves
+from kftune.analysis.best_of_k import BestOfK, best_of_k_curves
+from kftune.analysis.results import FileResults
+from kftune.dashboard.figures._arrays import floats, visible
+from kftune.dashboard.figures._style import OptimizerStyle, layout, optimizer_styles, value_axis
+from kftune.dashboard.formatting import in_figure, objective_title
+
+__all__ = ["Spent", "plot_best_of_k", "plot_best_so_far"]
+
+Spent: TypeAlias = Literal["trials", "spent_seconds"]
+_X_TITLES: Mapping[Spent, str] = {"trials": "trials made", "spent_seconds": "wall time of all runs (h)"}
+
+
+def plot_best_of_k(
+    file: FileResults, problem: str, *, styles: Mapping[str, OptimizerStyle] | None = None
+) -> go.Figure | None:
+    """Loss to expect from the best of k random configurations, with its 95 % band.
+
+    Args:
+        file: with curves.
+        problem: label of one of its problems.
+        styles: of the optimizers; by default by the order of the file's optimizers' names.
+
+    Returns:
+        None while no start-up trial has finished.
+    """
+    curves = [curve for curve in best_of_k_curves(file) if curve.problem == problem]
+    if not curves:
+        return None
+    styles = styles if styles is not None else optimizer_styles(file.optimizers)
+    figure = go.Figure(
+        layout=layout(
+            x_title="random configurations tried, k", y_title=f"expected best {objective_title(file.objective)}"
+        )
+    )
+    for curve in curves:
+        figure.add_trace(_band(curve, styles[curve.optimizer], opacity=0.15 if len(curves) <= 6 else 0.05))
+    for curve in curves:
+        style = styles[curve.optimizer]
+        figure.add_trace(
+            go.Scatter(
+                x=floats(curve.k),
+                y=floats(curve.expected),
+                mode="lines+markers",
+                name=in_figure(curve.optimizer),
+                meta={"optimizer": curve.optimizer},
+                line={"color": style.colour, "dash": style.dash, "width": 2},
+                marker={"color": style.colour, "symbol": style.symbol, "size": 5},
+                hovertemplate=f"<b>{_in_template(curve.optimizer)}</b><br>best of %{{x}}: %{{y:.4g}}<extra></extra>",
+            )
+        )
+    figure.update_yaxes(value_axis(value for curve in curves for value in curve.expected))
+    figure.update_xaxes(_counts(max(curve.n for curve in curves)))
+    return figure
+
+
+def _counts(most: int) -> dict[str, Any]:
+    """An axis of whole numbers from 1."""
+    if most > 20:
+        return {"type": "log", "dtick": "D2" if most < 500 else 1, "tickformat": "~g"}
+    return {"dtick": 1 if most < 10 else 2, "tick0": 1, "range": [0.7, most + 0.3]}
+
+
+def _in_template(text: str) -> str:
+    """A name inside a hover template, where ``%{`` would begin a variable."""
+    return in_figure(text).replace("%{", "%\u200b{")
+
+
+def _band(curve: BestOfK, style: OptimizerStyle, *, opacity: float) -> go.Scatter:
+    inside = [i for i, low in enumerate(curve.low) if not math.isnan(low)]
+    return go.Scatter(
+        x=floats([*(curve.k[i] for i in inside), *(curve.k[i] for i in reversed(inside))]),
+        y=floats([*(curve.low[i] for i in inside), *(curve.high[i] for i in reversed(inside))]),
+        fill="toself",
+        fillcolor=style.colour,
+        opacity=opacity,
+        mode="none",
+        hoverinfo="skip",
+        showlegend=False,
+        meta={"optimizer": curve.optimizer},
+    )
+
+
+def plot_best_so_far(
+    file: FileResults, problem: str, *, against: Spent, styles: Mapping[str, OptimizerStyle] | None = None
+) -> go.Figure | None:
+    """The best value found so far, as a staircase.
+
+    Args:
+        file: curves are not needed.
+        problem: label of one of its problems.
+        against: trials made, or wall seconds of all the study's runs, those made again included.
+        styles: of the optimizers; by default by the order of the file's optimizers' names.
+
+    Returns:
+        None while no trial has ended well.
+    """
+    curves = [c for c in best_so_far_curves(file) if c.problem == problem and not all(map(math.isnan, c.best))]
+    if not curves:
+        return None
+    styles = styles if styles is not None else optimizer_styles(file.optimizers)
+    scale, unit = 1.0, ""
+    if against == "spent_seconds":
+        scale, unit = _unit(max(curve.spent_seconds[-1] for curve in curves))
+    x_title = f"wall time of all runs ({unit})" if unit else _X_TITLES[against]
+    figure = go.Figure(layout=layout(x_title=x_title, y_title=f"best {objective_title(file.objective)} so far"))
+    for curve in curves:
+        style = styles[curve.optimizer]
+        x = [place / scale for place in getattr(curve, against)]
+        known = [i for i, best in enumerate(curve.best) if not math.isnan(best)]
+        ends = (known[0], known[-1])
+        changes = [i for i in known if i in ends or curve.best[i] != curve.best[i - 1]]
+        shown = visible([x[i] for i in changes], [curve.best[i] for i in changes], [0] * len(changes))
+        kept = [changes[i] for i in shown]
+        figure.add_trace(
+            go.Scatter(
+                x=floats(x[i] for i in kept),
+                y=floats(curve.best[i] for i in kept),
+                mode="lines" if len(kept) > 3 else "lines+markers",
+                name=in_figure(curve.optimizer),
+                meta={"optimizer": curve.optimizer},
+                line={"color": style.colour, "dash": style.dash, "width": 2, "shape": "hv"},
+                hovertemplate=f"<b>{_in_template(curve.optimizer)}</b><br>%{{y:.4g}} after %{{x:.4g}}<extra></extra>",
+            )
+        )
+    figure.update_yaxes(value_axis(best for curve in curves for best in curve.best if not math.isnan(best)))
+    figure.update_xaxes(rangemode="tozero")
+    return figure
+
+
+def _unit(seconds: float) -> tuple[float, str]:
+    """Seconds of one unit in which a time reads well, and its name."""
+    if seconds < 300:
+        return 1.0, "s"
+    return (60.0, "min") if seconds < 3 * 3600 else (3600.0, "h")

@@ -1,0 +1,98 @@
+"""Confirmed losses with their intervals, beside what the search promised."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import plotly.graph_objects as go
+
+from kftune.analysis.results import FileResults
+from kftune.analysis.verdict import VerdictRow, verdicts
+from kftune.dashboard.figures._style import OptimizerStyle, axis, layout, optimizer_styles, value_axis
+from kftune.dashboard.formatting import in_figure, loss, objective_title
+
+__all__ = ["plot_verdict"]
+
+_BEYOND = 1.6
+
+
+def plot_verdict(
+    file: FileResults, problem: str, *, styles: Mapping[str, OptimizerStyle] | None = None
+) -> go.Figure | None:
+    """Confirmed loss (filled, with its 95 % interval) and tuned loss (open) of every optimizer, best on top.
+
+    Args:
+        file: with curves.
+        problem: label of one of its problems.
+        styles: of the optimizers; by default by the order of the file's optimizers' names.
+
+    Returns:
+        None while no trial has ended well.
+    """
+    (verdict,) = [verdict for verdict in verdicts(file) if verdict.problem == problem]
+    shown = [row for row in verdict.rows if row.trial is not None]
+    losses = [v for row in shown for v in (row.loss, row.tuned) if v is not None]
+    if not losses:
+        return None
+    # An interval of two seeds may be endless; it is cut off rather than let it flatten all others.
+    low, high = min(losses), max(losses)
+    ends = [end for row in shown for end in row.interval or () if low / _BEYOND <= end <= high * _BEYOND]
+    styles = styles if styles is not None else optimizer_styles(file.optimizers)
+    figure = go.Figure(
+        layout=layout(
+            x_title=objective_title(file.objective),
+            y_title="optimizer",
+            height=110 + 26 * len(shown),
+            yaxis=axis("optimizer", type="category", autorange="reversed", automargin=True, showgrid=True),
+        )
+    )
+    for row in shown:
+        figure.add_traces(_marks(row, styles[row.optimizer]))
+    whole = [*losses, *ends]
+    margin = 0.04 * math.log10(max(whole) / min(whole)) if min(whole) > 0 else 0.0
+    x_axis = value_axis(whole)
+    if margin and "range" not in x_axis:
+        x_axis["range"] = [math.log10(min(whole)) - margin, math.log10(max(whole)) + margin]
+    figure.update_xaxes(x_axis)
+    figure.update_yaxes(categoryorder="array", categoryarray=[in_figure(row.optimizer) for row in shown])
+    return figure
+
+
+def _marks(row: VerdictRow, style: OptimizerStyle) -> list[go.Scatter]:
+    name = in_figure(row.optimizer)
+    marks = []
+    if row.tuned is not None:
+        marks.append(_mark(row, style, row.tuned, f"tuned {loss(row.tuned)}", is_open=True))
+    if row.is_confirmed:
+        text = f"confirmed {loss(row.loss)} on {row.n_seeds} fresh seeds"
+        if row.interval is not None:
+            text += f", 95 %: {loss(row.interval[0])} to {loss(row.interval[1])}"
+            bar = go.Scatter(
+                x=list(row.interval),
+                y=[name, name],
+                mode="lines",
+                line={"color": style.colour, "width": 3},
+                hoverinfo="skip",
+                meta={"optimizer": row.optimizer},
+                showlegend=False,
+            )
+            marks.append(bar)
+        marks.append(_mark(row, style, row.loss, text, is_open=False))
+    return marks
+
+
+def _mark(row: VerdictRow, style: OptimizerStyle, x: float, text: str, *, is_open: bool) -> go.Scatter:
+    return go.Scatter(
+        x=[x],
+        y=[in_figure(row.optimizer)],
+        mode="markers",
+        marker={
+            "color": style.colour,
+            "symbol": "circle-open" if is_open else "circle",
+            "size": 9 if is_open else 11,
+            "line": {"color": style.colour, "width": 1.5},
+        },
+        meta={"optimizer": row.optimizer, "study": row.study, "trial": row.trial, "more": text},
+        showlegend=False,
+    )

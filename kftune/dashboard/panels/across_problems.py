@@ -1,0 +1,102 @@
+"""Problems beside each other."""
+
+from __future__ import annotations
+
+import math
+
+from kftune.analysis.spread import ANYWHERE, OptimizerSpread, optimizer_spreads
+from kftune.analysis.transfer import Transfer, transfers
+from kftune.dashboard.figures.across_problems import plot_best_regions, plot_performance_profiles, shared_dimensions
+from kftune.dashboard.formatting import loss, number, percent
+from kftune.dashboard.panels._subject import Subject
+from kftune.dashboard.parts import Cell, Figure, Missing, Panel, Part, Plots, Table, plots
+
+__all__ = ["across_panel"]
+
+_SYMBOLS = ("●", "■", "◆", "▲", "✚", "✖", "★", "⬢")
+
+
+def across_panel(subject: Subject) -> Panel:
+    """Where the best configurations lie on each problem, how they transfer, and how fast targets are reached."""
+    file = subject.file
+    parts: list[Part] = [
+        Missing("There is one problem in this study file: name several in `problems` to see whether optima move.")
+    ]
+    if len(file.problems) > 1:
+        spreads = optimizer_spreads([file])
+        names = shared_dimensions(spreads)
+        figures = []
+        for name in names:
+            figure = plot_best_regions(file, name, styles=subject.styles, spreads=spreads)
+            if figure is not None:
+                figures.append(Figure(figure, f"where the best {name} lies on each problem"))
+        parts = [Missing("No optimizer has enough trials that ended well on two problems (three of them).")]
+        if figures:
+            parts = [_spread_table(spreads, names, file.problems), Plots(figures)]
+        parts.append(_transfer_part(transfers([file])))
+        profiles = plot_performance_profiles(file, styles=subject.styles)
+        parts.append(
+            plots(
+                [(profiles, "performance profiles over the problems")],
+                missing="Performance profiles need a problem on which an optimizer reaches the target.",
+            )
+        )
+    return Panel(
+        key="across-problems",
+        title="Across problems",
+        sentence="Where each optimizer's best tenth lies on each problem, on common axes: marks below each other need "
+        "little tuning. The spread is 0 if the best is always in the same place of the box, "
+        f"{number(ANYWHERE, 2)} if it may be anywhere.",
+        parts=parts,
+    )
+
+
+def _spread_table(spreads: list[OptimizerSpread], names: list[str], problems: tuple[str, ...]) -> Table:
+    header = [Cell("optimizer", "text"), Cell("spread"), *(Cell(name) for name in names)]
+    rows = []
+    for spread in sorted(spreads, key=lambda spread: (math.isnan(spread.spread), spread.spread)):
+        by_name = {dimension.sampled_name: dimension.spread for dimension in spread.dimensions}
+        rows.append(
+            [
+                Cell(spread.optimizer, "text", optimizer=spread.optimizer),
+                _number(spread.spread, "main"),
+                *(_number(by_name.get(name, math.nan), "number") for name in names),
+            ]
+        )
+    marks = ", ".join(f"{_SYMBOLS[i % len(_SYMBOLS)]} {problem}" for i, problem in enumerate(problems))
+    return Table(header, rows, caption="Spread of the best over the problems", note=f"in the figures: {marks}")
+
+
+def _number(value: float, kind: str) -> Cell:
+    return Cell("–", "none") if math.isnan(value) else Cell(number(value, 2), kind)
+
+
+def _transfer_part(found: list[Transfer]) -> Part:
+    known = [transfer for transfer in found if transfer.loss is not None]
+    if not known:
+        return Missing(
+            "How well one problem's best configuration does on another is known once it was tried there: "
+            "`warm_start` in the study file enqueues it."
+        )
+    header = [
+        Cell("optimizer", "text"),
+        Cell("best on", "text"),
+        Cell("tried on", "text"),
+        Cell("loss there"),
+        Cell("own best there"),
+        Cell("regret", title="0: as good as the own best; 100 %: no better than not training"),
+        Cell("rank there"),
+    ]
+    rows = [
+        [
+            Cell(t.optimizer, "text", optimizer=t.optimizer),
+            Cell(t.source, "text"),
+            Cell(t.target, "text"),
+            Cell("not evaluated", "none") if t.loss is None else Cell(loss(t.loss), "main"),
+            Cell("–", "none") if t.own_best is None else Cell(loss(t.own_best)),
+            Cell("–", "none") if t.regret is None else Cell(percent(t.regret)),
+            Cell("–", "none") if t.rank_there is None else Cell(f"{t.rank_there} of {t.n_there}"),
+        ]
+        for t in found
+    ]
+    return Table(header, rows, caption="Transfer", note="the best configuration of one problem on another")

@@ -1,0 +1,193 @@
+"""Whether to trust the numbers."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import yaml
+
+from kftune.analysis.health import Health, MachineReading, health
+from kftune.analysis.results import FileResults
+from kftune.dashboard.figures.machine import plot_machine
+from kftune.dashboard.formatting import clock_time, duration, number, outcome_title
+from kftune.dashboard.header import make_header
+from kftune.dashboard.panels._subject import Subject
+from kftune.dashboard.parts import Bar, Cell, Missing, Panel, Part, Source, Table, plots
+from kftune.training.results import Outcome
+
+__all__ = ["health_panel"]
+
+_MOST_FLAGGED, _MOST_MESSAGES, _MESSAGE_LENGTH = 30, 20, 300
+
+
+def health_panel(subject: Subject) -> Panel:
+    """Outcomes, the machine's speed, overshoot, messages, the ledger, sessions and the study file."""
+    file = subject.file
+    found = health(file)
+    header = make_header(file)
+    drift = plot_machine(file, styles=subject.styles)
+    parts: list[Part] = [_outcomes(file, found)]
+    if header.shares:
+        parts.append(Bar(header.shares, f"Where the seconds went: {header.ledger_note}"))
+    parts.append(
+        plots(
+            [(drift, "time of the reference workload during every run")],
+            missing="No run was calibrated: runs made from now on with a budget in seconds measure the machine's "
+            "speed.",
+        )
+    )
+    if found.flagged:
+        parts.append(_flagged(found.flagged))
+    messages = _messages(file)
+    if messages is not None:
+        parts.append(messages)
+    parts.append(_sessions(file))
+    text = yaml.safe_dump(dict(file.config), sort_keys=False, allow_unicode=True, width=100)
+    parts.append(Source("The study file, with every default", text))
+    return Panel(
+        key="health",
+        title="Run health",
+        sentence="A run that diverged, ran out of memory or was timed out counts as the untrained model; a crashed one "
+        "says nothing about its configuration. Runs during which the machine was off by more than the tolerance are "
+        "flagged (crosses).",
+        parts=parts,
+    )
+
+
+def _outcomes(file: FileResults, found: Health) -> Table:
+    counts = [Counter(run.result.outcome for run in study.runs) for study in file.studies]
+    shown = [outcome for outcome in Outcome if outcome is not Outcome.PRUNED or any(c[outcome] for c in counts)]
+    header = [
+        Cell("problem", "text"),
+        Cell("optimizer", "text"),
+        Cell("trials"),
+        *(Cell(outcome_title(outcome.value)) for outcome in shown),
+        Cell("confirming runs"),
+        Cell("not repeated", title="trials whose first run was hopeless (racing)"),
+        Cell("flagged"),
+        Cell("made again"),
+        Cell("overshoot (ms)", title="mean and largest train time past the budget"),
+        Cell("updates per second"),
+        Cell("peak memory"),
+    ]
+    rows = []
+    for study, count, its in zip(file.studies, counts, found.studies, strict=True):
+        record = study.record
+        rows.append(
+            [
+                Cell(record.problem, "text"),
+                Cell(record.optimizer, "text", optimizer=record.optimizer),
+                Cell(f"{len(study.finished)} of {record.n_trials}"),
+                *(_count(count[outcome]) for outcome in shown),
+                _count(sum(its.confirm_outcomes.values())),
+                _count(its.n_raced),
+                _count(its.n_flagged),
+                _count(its.n_superseded),
+                _overshoot(its.mean_overshoot, its.max_overshoot),
+                _rate(sum(run.result.updates for run in study.runs), sum(r.result.train_seconds for r in study.runs)),
+                _memory([run.result.peak_memory_bytes for run in study.runs]),
+            ]
+        )
+    return Table(header, rows, caption="How the runs ended")
+
+
+def _count(n: int) -> Cell:
+    return Cell(str(n), "number" if n else "none")
+
+
+def _overshoot(mean: float | None, largest: float | None) -> Cell:
+    if mean is None or largest is None:
+        return Cell("–", "none")
+    return Cell(f"{number(1000 * mean, 2)}, at most {number(1000 * largest, 2)}")
+
+
+def _rate(updates: int, seconds: float) -> Cell:
+    return Cell(number(updates / seconds, 3)) if seconds > 0 else Cell("–", "none")
+
+
+def _memory(peaks: Sequence[int | None]) -> Cell:
+    known = [peak for peak in peaks if peak is not None]
+    return Cell(f"{number(max(known) / 2**20, 3)} MiB") if known else Cell("–", "none")
+
+
+def _flagged(readings: Sequence[MachineReading]) -> Table:
+    header = [
+        Cell("study", "text"),
+        Cell("trial"),
+        Cell("repeat"),
+        Cell("attempt"),
+        Cell("× usual"),
+        Cell("began", "text"),
+        Cell("device", "text"),
+        Cell("", "text"),
+    ]
+    worst = sorted(readings, key=lambda reading: -abs(reading.slowdown - 1))[:_MOST_FLAGGED]
+    rows = [
+        [
+            Cell(reading.study, "text"),
+            Cell(str(reading.trial)),
+            Cell(str(reading.repeat)),
+            Cell(str(reading.attempt)),
+            Cell(number(reading.slowdown, 3), "main"),
+            Cell(clock_time(reading.started_at), "text"),
+            Cell(reading.device, "text"),
+            Cell("made again" if reading.is_superseded else "counts", "text"),
+        ]
+        for reading in worst
+    ]
+    more = f"the {len(rows)} farthest off of {len(readings)}" if len(readings) > len(rows) else ""
+    return Table(header, rows, caption="Flagged runs", note=more)
+
+
+def _messages(file: FileResults) -> Table | None:
+    """What failed runs said, the most frequent first; the last line of a traceback is what it says."""
+    said: Counter[tuple[str, str, str]] = Counter()
+    for study in file.studies:
+        for run in study.runs:
+            lines = run.result.message.strip().splitlines()
+            if lines:
+                said[(study.record.study, run.result.outcome.value, lines[-1][:_MESSAGE_LENGTH])] += 1
+    if not said:
+        return None
+    header = [Cell("study", "text"), Cell("outcome", "text"), Cell("runs"), Cell("message", "text")]
+    rows = [
+        [Cell(study, "text"), Cell(outcome_title(outcome), "text"), Cell(str(n)), Cell(line, "text wrap")]
+        for (study, outcome, line), n in said.most_common(_MOST_MESSAGES)
+    ]
+    return Table(header, rows, caption="What failed runs said")
+
+
+def _without_directories(command: str) -> str:
+    """Pages are passed on: a file's directory is nobody else's business."""
+    return re.sub(r"[^\s'\"=]*/(?=[^\s/])", "", command)
+
+
+def _sessions(file: FileResults) -> Part:
+    if not file.sessions:
+        return Missing("No session is stored: nothing was run yet.")
+    header = [
+        Cell("session"),
+        Cell("began", "text"),
+        Cell("ended", "text"),
+        Cell("wall time"),
+        Cell("host", "text"),
+        Cell("devices", "text"),
+        Cell("command", "text"),
+        Cell("versions", "text"),
+    ]
+    rows = [
+        [
+            Cell(str(session.id)),
+            Cell(clock_time(session.started_at), "text"),
+            Cell("not stored" if session.ended_at is None else clock_time(session.ended_at), "text"),
+            Cell(duration(session.ledger.get("wall", 0.0))),
+            Cell(session.host, "text"),
+            Cell(", ".join(session.devices), "text"),
+            Cell(_without_directories(session.command), "text wrap"),
+            Cell(", ".join(f"{name} {version}" for name, version in session.versions.items()), "text wrap"),
+        ]
+        for session in file.sessions
+    ]
+    return Table(header, rows, caption="Sessions")

@@ -1,0 +1,38 @@
+"""How much tuning an optimizer needs."""
+
+from __future__ import annotations
+
+from kftune.dashboard.figures.tunability import plot_best_of_k, plot_best_so_far
+from kftune.dashboard.panels._subject import Subject, nothing_yet
+from kftune.dashboard.parts import Panel, Part, plots
+
+__all__ = ["tunability_panel"]
+
+
+def tunability_panel(subject: Subject) -> Panel:
+    """Expected best of k, and best so far."""
+    file, problem, styles = subject.file, subject.problem, subject.styles
+    expected = plot_best_of_k(file, problem, styles=styles)
+    so_far = [
+        (plot_best_so_far(file, problem, against="trials", styles=styles), f"best so far on {problem} against trials"),
+        (
+            plot_best_so_far(file, problem, against="spent_seconds", styles=styles),
+            f"best so far on {problem} against all seconds spent",
+        ),
+    ]
+    no_startup = (
+        "No start-up trial has finished: the expected best of k is computed from random trials alone "
+        "(`startup_trials` of the study file)."
+    )
+    parts: list[Part] = [
+        plots([(expected, f"expected best of k random configurations on {problem}")], missing=no_startup),
+        plots(so_far, missing=nothing_yet(subject)),
+    ]
+    return Panel(
+        key="tunability",
+        title="Tunability",
+        sentence="Above: the loss to expect from the best of k random configurations (start-up trials only, 95 "
+        "% band): the flatter, the less tuning is needed. Below: what the search really found, "
+        "which guided trials may have improved.",
+        parts=parts,
+    )

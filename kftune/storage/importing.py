@@ -1,0 +1,257 @@
+"""Results that were made elsewhere, stored beside kftune's own.
+
+An imported study is one like any other to whoever reads it, marked by ``imported`` in its configuration: it has
+trials with values and runs, but no learning curves. It cannot be gone on with: there is no problem, budget or sampler
+to go on with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from statistics import fmean
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from kftune.errors import StorageError
+from kftune.space import Categorical, Dimension, Float, Int, Space, Value
+from kftune.storage.records import Purpose, RunRecord, SessionRecord, StudyRecord
+from kftune.storage.repository import Repository
+from kftune.training.objective import Objective
+from kftune.training.results import CurvePoint, Outcome, RunResult
+
+__all__ = ["ImportedRun", "ImportedStudy", "ImportedTrial", "space_of", "store_imported"]
+
+_FAILED = (Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.TIMED_OUT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedRun:
+    """One training made elsewhere.
+
+    Attributes:
+        repeat: from 0.
+        seed: of it, or its repeat where that is unknown.
+        outcome: how it ended.
+        value: the objective at its end; of a run that failed what it is to count as; None: unknown.
+        train_seconds: 0 where unknown.
+        updates: 0 where unknown.
+        purpose: search or confirm.
+        budget_factor: of a confirming run.
+    """
+
+    repeat: int
+    seed: int
+    outcome: Outcome
+    value: float | None
+    train_seconds: float = 0.0
+    updates: int = 0
+    purpose: Purpose = "search"
+    budget_factor: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedTrial:
+    """One configuration: hyperparameters that were varied, and its runs. Numbers are given by their order."""
+
+    params: Mapping[str, Value]
+    runs: tuple[ImportedRun, ...]
+    started_at: datetime | None = None
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether one of its runs was."""
+        return any(run.outcome is Outcome.PRUNED for run in self._searched)
+
+    @property
+    def value(self) -> float | None:
+        """The mean over its runs of the search; None if one has none."""
+        values = [run.value for run in self._searched if run.value is not None and math.isfinite(run.value)]
+        return fmean(values) if values and len(values) == len(self._searched) else None
+
+    @property
+    def _searched(self) -> list[ImportedRun]:
+        return [run for run in self.runs if run.purpose == "search"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedStudy:
+    """One optimizer on one problem; ``space`` is the box that was searched, as far as it is known."""
+
+    problem: str
+    optimizer: str
+    space: Space
+    trials: tuple[ImportedTrial, ...]
+
+
+def store_imported(
+    repository: Repository,
+    studies: Sequence[ImportedStudy],
+    *,
+    file_name: str,
+    objective: Objective,
+    source: str,
+    command: str = "",
+) -> list[str]:
+    """Store studies made elsewhere under one study file's name; returns their full names.
+
+    Args:
+        repository: open for writing.
+        studies: what to store.
+        file_name: the name they get in the place of a study file's.
+        objective: what their values are.
+        source: where they come from, for people.
+        command: what was typed.
+
+    Raises:
+        StorageError: studies of this name are stored already; nothing is written.
+    """
+    if file_name in repository.file_names():
+        raise StorageError(f"{repository.name} holds studies named {file_name!r} already; choose another --name")
+    records = [_record(study, studies, file_name=file_name, objective=objective, source=source) for study in studies]
+    repository.register(records)
+    session_id = repository.begin_session(_session(file_name, command))
+    for record, study in zip(records, studies, strict=True):
+        distributions = _distributions(study.space)
+        stored = optuna.load_study(study_name=record.study, storage=repository.optuna_storage)
+        stored.add_trials([_frozen(trial, distributions) for trial in study.trials])
+        for number, trial in enumerate(study.trials):
+            for run in trial.runs:
+                made = _run(run, trial, record.study, number, session_id, objective=objective, fixed=study.space.fixed)
+                repository.add_run(made, session_ledger={})
+    repository.save_session(session_id, ledger={}, ended_at=datetime.now(UTC))
+    return [record.study for record in records]
+
+
+def _record(
+    study: ImportedStudy, studies: Sequence[ImportedStudy], *, file_name: str, objective: Objective, source: str
+) -> StudyRecord:
+    n_repeats = min((len(trial.runs) for trial in study.trials), default=1)
+    config = {
+        "name": file_name,
+        "imported": source,
+        "problems": [{"name": name} for name in dict.fromkeys(each.problem for each in studies)],
+        "optimizers": [{"name": name} for name in dict.fromkeys(each.optimizer for each in studies)],
+        "budget": {},
+        "trials": max((len(each.trials) for each in studies), default=0),
+        "repeats": n_repeats,
+        "startup_trials": 0,
+        "objective": objective,
+    }
+    return StudyRecord(
+        study=f"{file_name}/{study.problem}/{study.optimizer}",
+        file_name=file_name,
+        problem=study.problem,
+        optimizer=study.optimizer,
+        identity={"imported": source, "problem": {"name": study.problem, "args": {}}, "optimizer": study.optimizer},
+        config=config,
+        space=study.space.to_dict(),
+        n_trials=len(study.trials),
+    )
+
+
+def _session(file_name: str, command: str) -> SessionRecord:
+    return SessionRecord(
+        id=None,
+        file_name=file_name,
+        started_at=datetime.now(UTC),
+        ended_at=None,
+        host="",
+        devices=[],
+        versions={},
+        command=command,
+        ledger={},
+    )
+
+
+def _frozen(trial: ImportedTrial, distributions: Mapping[str, BaseDistribution]) -> optuna.trial.FrozenTrial:
+    states = optuna.trial.TrialState
+    state = states.PRUNED if trial.is_pruned else states.FAIL if trial.value is None else states.COMPLETE
+    params = {name: value for name, value in trial.params.items() if name in distributions}
+    return optuna.trial.create_trial(
+        state=state,
+        value=trial.value,
+        params=params,
+        distributions={name: distributions[name] for name in params},
+    )
+
+
+def _run(
+    run: ImportedRun,
+    trial: ImportedTrial,
+    study: str,
+    number: int,
+    session_id: int,
+    *,
+    objective: Objective,
+    fixed: Mapping[str, Value],
+) -> RunRecord:
+    return RunRecord(
+        study=study,
+        trial=number,
+        repeat=run.repeat,
+        seed=run.seed,
+        params={**trial.params, **fixed},
+        session_id=session_id,
+        started_at=trial.started_at or datetime.now(UTC),
+        wall_seconds=run.train_seconds,
+        attempt=1,
+        device="",
+        result=RunResult(
+            outcome=run.outcome,
+            curve=_curve(run, objective),
+            train_seconds=run.train_seconds,
+            updates=run.updates,
+        ),
+        purpose=run.purpose,
+        budget_factor=run.budget_factor,
+    )
+
+
+def _curve(run: ImportedRun, objective: Objective) -> tuple[CurvePoint, ...]:
+    """The one thing that is known. What a failed run counts as stands where the untrained model does: at update 0."""
+    if run.value is None or not math.isfinite(run.value):
+        return ()
+    is_failed = run.outcome in _FAILED
+    point = CurvePoint(
+        train_seconds=0.0 if is_failed else run.train_seconds,
+        update=0 if is_failed else max(1, run.updates),
+        train_loss=run.value if objective == "train_loss" else math.nan,
+        test_loss=run.value if objective == "test_loss" else math.nan,
+        accuracy=1 - run.value if objective == "test_error" else None,
+    )
+    return (point,)
+
+
+def space_of(distributions: Mapping[str, BaseDistribution], fixed: Mapping[str, Value] | None = None) -> Space:
+    """The search space of Optuna's distributions; steps are left out.
+
+    Raises:
+        StorageError: a distribution of a kind that no search space has.
+    """
+    return Space({name: _dimension(name, found) for name, found in distributions.items()}, dict(fixed or {}))
+
+
+def _dimension(name: str, found: BaseDistribution) -> Dimension:
+    if isinstance(found, CategoricalDistribution):
+        return Categorical(choices=tuple(found.choices))
+    if isinstance(found, IntDistribution):
+        return Int(low=found.low, high=found.high, log=found.log)
+    if isinstance(found, FloatDistribution):
+        return Float(low=found.low, high=found.high, log=found.log)
+    raise StorageError(f"hyperparameter {name!r} has a distribution that is not known here: {found!r}")
+
+
+def _distributions(space: Space) -> dict[str, BaseDistribution]:
+    found: dict[str, BaseDistribution] = {}
+    for name, dimension in space.dimensions.items():
+        if isinstance(dimension, Categorical):
+            found[name] = CategoricalDistribution(dimension.choices)
+        elif isinstance(dimension, Int):
+            found[name] = IntDistribution(dimension.low, dimension.high, log=dimension.log)
+        else:
+            found[name] = FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+    return found

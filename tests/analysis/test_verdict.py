@@ -1,0 +1,69 @@
+import json
+
+from kftune.analysis.chosen import chosen_configurations
+from kftune.analysis.verdict import verdicts
+from tests.analysis.memory import file, study, trial
+
+EDGE = {"lr": 1.0}
+
+
+def test_confirmed_ones_are_ranked_and_tuned_ones_stand_below_unranked() -> None:
+    made = file(
+        study([trial(0, [0.1, 0.1])], optimizer="lucky"),
+        study([trial(0, [1.0, 1.0])], optimizer="sgd", confirmed={0: [3.0, 3.2, 3.1]}),
+        study([trial(0, [2.0, 2.0])], optimizer="kfac", confirmed={0: [2.0, 2.2, 2.1]}),
+        study([trial(0, [None])], optimizer="broken"),
+    )
+    (verdict,) = verdicts(made)
+    assert [(row.optimizer, row.rank, row.is_confirmed) for row in verdict.rows] == [
+        ("kfac", 1, True),
+        ("sgd", 2, True),
+        ("lucky", None, False),
+        ("broken", None, False),
+    ]
+    kfac, _, lucky, broken = verdict.rows
+    assert (kfac.loss, kfac.tuned, kfac.n_seeds) == (2.1, 2.0, 3)
+    assert kfac.interval is not None
+    assert (lucky.loss, lucky.interval) == (0.1, None)
+    assert (broken.trial, broken.outcomes) == (None, {"crashed": 1})
+    assert [(pair.first, pair.second) for pair in verdict.comparisons] == [("kfac", "sgd")]
+    assert verdict.matrix is not None
+    assert verdict.matrix.optimizers == ("sgd", "kfac")
+
+
+def test_without_confirmation_the_ranking_is_by_tuned_loss_and_says_so() -> None:
+    made = file(study([trial(0, [2.0])], optimizer="sgd"), study([trial(0, [1.0])]), study([], optimizer="adamw"))
+    (verdict,) = verdicts(made)
+    assert not verdict.is_confirmed
+    assert [(row.optimizer, row.rank) for row in verdict.rows] == [("kfac", 1), ("sgd", 2), ("adamw", None)]
+    assert (verdict.comparisons, verdict.matrix) == ((), None)
+
+
+def test_hugged_edges_and_missing_trials_make_a_row_provisional() -> None:
+    crowded = study([trial(i, [float(i)] * 2, params=EDGE) for i in range(5)])
+    done = study([trial(i, [float(i)] * 2) for i in range(5)], optimizer="sgd")
+    begun = study([trial(0, [1.0], state="running")], optimizer="adamw")
+    (verdict,) = verdicts(file(crowded, done, begun))
+    assert {row.optimizer: row.is_provisional for row in verdict.rows} == {"kfac": True, "sgd": False, "adamw": True}
+    assert verdict.rows[0].edges[0].wider == (1e-4, 10.0)
+
+
+def test_problems_are_apart_and_all_is_plain_data() -> None:
+    made = file(study([trial(0, [1.0])], problem="a"), study([trial(0, [2.0])], problem="b", confirmed={0: [1.0, 2.0]}))
+    plain = json.loads(json.dumps([verdict.to_dict() for verdict in verdicts(made)]))
+    assert [(verdict["problem"], verdict["is_confirmed"]) for verdict in plain] == [("a", False), ("b", True)]
+    assert plain[1]["rows"][0]["interval"][0] < 1.5
+
+
+def test_the_configuration_to_use_is_the_confirmed_one() -> None:
+    trials = [trial(0, [1.0, 1.0], params={"lr": 0.1}), trial(1, [1.1, 1.1], params={"lr": 0.2})]
+    clearly = {0: [2.0, 2.01, 1.99, 2.0], 1: [1.0, 1.01, 1.0, 0.99]}
+    made = study(trials, confirmed=clearly)
+    clear = made.confirmations[-1].params
+    (chosen,) = chosen_configurations(file(made))
+    assert (chosen.trial, chosen.confirmed, chosen.tuned, chosen.params) == (1, 1.0, 1.1, clear)
+    (tuned,) = chosen_configurations(file(study(trials), study([trial(0, [None])], optimizer="sgd")))
+    assert (tuned.trial, tuned.confirmed) == (0, None)
+    assert "not confirmed" in tuned.described
+    (crashed,) = chosen_configurations(file(study(trials, confirmed={1: [None]})))
+    assert (crashed.trial, crashed.confirmed) == (0, None)

@@ -1,0 +1,136 @@
+"""compare, transfer, and best's provisional mark: what is said, in 80 columns, as JSON and as LaTeX."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+
+from tests.cli.conftest import Command
+from tests.cli.stored import make
+
+
+@pytest.fixture(scope="session")
+def made_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("made") / "made.db"
+    make(path)
+    return path
+
+
+@pytest.fixture
+def made(made_file: Path, workdir: Path) -> Path:
+    """``made.db`` in the current directory."""
+    return Path(shutil.copy(made_file, workdir / "made.db"))
+
+
+COMMANDS = [["compare"], ["compare", "--target", "0.5"], ["transfer"], ["transfer", "--top", "2"], ["best"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_it_fits_80_columns_and_json_is_all_that_is_printed(kftune: Command, made: Path, command: list[str]) -> None:
+    result = kftune(*command)
+    assert (result.code, result.err) == (0, "")
+    assert [line for line in result.out.splitlines() if cell_len(line) > 80] == []
+    assert "…" not in result.out
+    plain = kftune(*command, "--json")
+    assert plain.code == 0
+    json.loads(plain.out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_compare_ranks_by_confirmed_loss_and_says_how_sure(kftune: Command, made: Path) -> None:
+    text = kftune("compare").out
+    assert "made, digits_mlp: by confirmed test loss (3 fresh seeds)" in text
+    assert "made, digits_autoencoder: by tuned test loss, not confirmed" in text
+    first = text.split("made, digits_autoencoder")[0]
+    assert first.index("1  kfac") < first.index("2  sgd *")
+    assert "0.3700" in first
+    assert "0.2317 to 0.5083" in " ".join(first.split())
+    assert "2 diverged" in first
+    assert "kfac is better than sgd: difference -0.303 (-0.318 to -0.289)" in " ".join(first.split())
+    joined = " ".join(first.split())
+    assert "* sgd is provisional: 3 of its best 3 trials are at the upper edge of lr (0.0001 to 1)" in joined
+    assert "try 0.0001 to 10" in joined
+
+
+def test_compare_in_json(kftune: Command, made: Path) -> None:
+    confirmed, tuned = json.loads(kftune("compare", "made.db", "--json", "--target", "0.5").out)["problems"]
+    assert [(row["optimizer"], row["rank"], row["loss"]) for row in confirmed["rows"]] == [
+        ("kfac", 1, pytest.approx(0.37)),
+        ("sgd", 2, pytest.approx(0.6733333)),
+    ]
+    assert [row["tuned"] for row in confirmed["rows"]] == [0.3, 0.6]
+    assert confirmed["comparisons"][0]["superiority"]["probability"] == 1.0
+    assert (tuned["is_confirmed"], tuned["comparisons"]) == (False, [])
+    times = json.loads(kftune("compare", "--json", "--target", "0.5").out)["times_to_target"]
+    assert [(time["problem"], time["optimizer"], time["time"]) for time in times] == [
+        ("digits_mlp", "sgd", None),
+        ("digits_mlp", "kfac", 2.0),
+        ("digits_autoencoder", "sgd", None),
+        ("digits_autoencoder", "kfac", 2.0),
+    ]
+
+
+def test_compare_in_latex(kftune: Command, made: Path) -> None:
+    text = kftune("compare", "--latex").out
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
+    assert r"digits\_mlp: test loss on 3 fresh seeds" in text
+    assert r"kfac & $0.3700$ [$0.2317$, $0.5083$] & $0.3000$ & $0.4$ & $20$ & -- \\" in text
+    assert r"sgd* & " in text
+    assert kftune("compare", "--latex", "--json").code == 2
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs LaTeX")
+def test_the_latex_is_latex(kftune: Command, made: Path) -> None:
+    table = kftune("compare", "--latex").out
+    made.with_name("t.tex").write_text(
+        "\\documentclass{article}\\usepackage{booktabs}\\begin{document}" + table + "\\end{document}"
+    )
+    subprocess.run(["pdflatex", "-halt-on-error", "t.tex"], cwd=made.parent, check=True, capture_output=True)
+
+
+def test_without_confirming_runs_of_a_budget_nothing_is_mixed(kftune: Command, made: Path) -> None:
+    problems = json.loads(kftune("compare", "--budget-factor", "3", "--json").out)["problems"]
+    assert [problem["is_confirmed"] for problem in problems] == [False, False]
+
+
+def test_studies_of_several_databases_stand_beside_each_other(kftune: Command, made: Path) -> None:
+    make(made.with_name("other.db"), confirmed=False)
+    problems = json.loads(kftune("compare", "made.db", "other.db", "--json").out)["problems"]
+    assert [problem["is_confirmed"] for problem in problems] == [True, False, False, False]
+    assert kftune("compare", "nothing", "--storage", "made.db").err.startswith("error: unknown study 'nothing'")
+
+
+def test_transfer_looks_up_the_same_configuration(kftune: Command, made: Path) -> None:
+    found = json.loads(kftune("transfer", "--json").out)
+    there = {(t["optimizer"], t["source"]): t for t in found["transfers"]}
+    kfac = there["kfac", "digits_mlp"]
+    assert (kfac["source_trial"], kfac["target_trial"], kfac["loss"], kfac["own_best"]) == (0, 4, 0.7, 0.3)
+    assert kfac["regret"] == pytest.approx((0.7 - 0.3) / (2.0 - 0.3))
+    assert kfac["rank_there"] == 5
+    assert {spread["optimizer"] for spread in found["spreads"]} == {"kfac", "sgd"}
+    text = " ".join(kftune("transfer").out.split())
+    assert "kfac digits_mlp digits_autoencoder 0.7000 0.3000 0.24" in text
+
+
+def test_best_names_the_dimension_and_the_wider_box(kftune: Command, made: Path) -> None:
+    text = " ".join(kftune("best").out.split())
+    assert "provisional: 3 of its best 3 trials are at the upper edge of lr (0.0001 to 1); try 0.0001 to 10" in text
+    marks = {(s["problem"], s["optimizer"]): s["is_provisional"] for s in json.loads(kftune("best", "--json").out)}
+    assert marks["digits_mlp", "sgd"]
+    assert not marks["digits_mlp", "kfac"]
+
+
+@pytest.mark.parametrize("command", [["compare"], ["transfer"], ["export"], ["compare", "--latex"]], ids=" ".join)
+def test_torch_is_not_imported(made: Path, command: list[str]) -> None:
+    code = (
+        "import sys; from kftune.cli import main; code = main(sys.argv[1:]); "
+        "sys.exit(code or ('torch was imported' if 'torch' in sys.modules else 0))"
+    )
+    arguments = [sys.executable, "-c", code, *command]
+    done = subprocess.run(arguments, cwd=made.parent, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,16 @@
+"""For all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_leases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs of the tests do not wait for whatever else goes on on this machine."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("KFTUNE_LEASE_DIR", str(tmp_path_factory.mktemp("leases")))
+    yield
+    patch.undo()

@@ -1,0 +1,195 @@
+"""The live page: a real server in a process of its own, a real browser, and a study that grows."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.request import urlopen
+
+import pytest
+
+from kftune.dashboard.server import Address, bind, is_local
+from kftune.errors import UsageError
+from kftune.storage.repository import Repository
+from tests.dashboard.conftest import Watched, wait_until
+from tests.dashboard.factory import OPTIMIZERS, grow, make_database
+
+Open = Callable[..., Watched]
+FEW = {name: OPTIMIZERS[name] for name in ("sgd", "kfac")}
+
+
+class Served(NamedTuple):
+    """A server and what it serves."""
+
+    process: subprocess.Popen[str]
+    url: str
+    port: int
+    database: Path
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    """``kftune serve`` on a study that is not complete."""
+    database = tmp_path / "running.db"
+    make_database(f"sqlite:///{database}", problems=("digits_mlp",), optimizers=FEW, n_trials=9, n_made=2, n_startup=5)
+    command = [sys.executable, "-m", "kftune", "serve", str(database), "--port", "0", "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        lines = []
+        while (line := process.stdout.readline()).strip() != "}":
+            assert line, process.stderr.read() if process.stderr else ""
+            lines.append(line)
+        url = json.loads("".join([*lines, "}"]))["url"]
+        yield Served(process, url, int(url.rstrip("/").rpartition(":")[2]), database)
+        process.kill()
+
+
+def ask(served: Served, method: str, path: str, **headers: str) -> http.client.HTTPResponse:
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+    connection.request(method, path, headers=headers)
+    response = connection.getresponse()
+    response.read()
+    connection.close()
+    return response
+
+
+def test_a_study_that_is_running_is_seen_to_grow(open_page: Open, served: Served) -> None:
+    page = open_page(served.url).page
+    assert page.locator(".state").inner_text() == "4 of 18 trials"
+    legend = page.locator(".legend").get_by_role("button", name="sgd")
+    legend.click()  # what the reader chose stays as it is
+    slider = page.locator(".slider input").first
+    slider.scroll_into_view_if_needed()
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    before = page.locator(".slider output").first.inner_text()
+    assert before.startswith("seen at 58.5 s")
+    page.locator(".sorted-losses").first.scroll_into_view_if_needed()
+    points = "document.querySelectorAll('.sorted-losses .plot .trace .point').length"
+    wait_until(page, f"{points} === 2")
+    grow(f"sqlite:///{served.database}", optimizers=FEW)
+    wait_until(page, "document.querySelector('.state').textContent === '6 of 18 trials'", seconds=60)
+    wait_until(page, f"{points} === 3", seconds=60)  # of kfac alone
+    assert legend.get_attribute("aria-pressed") == "false"
+    page.locator(".slider").first.scroll_into_view_if_needed()
+    wait_until(page, f"document.querySelector('.slider output').textContent === {before!r}")
+    with sqlite3.connect(served.database) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_it_answers_get_to_its_own_name_and_nothing_else(served: Served) -> None:
+    own = f"127.0.0.1:{served.port}"
+    for path in ("/", "/main", "/revision"):
+        assert ask(served, "GET", path).status == 200
+        assert ask(served, "HEAD", path).status == 200
+    assert ask(served, "GET", "/", Host=f"localhost:{served.port}").status == 200
+    for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
+        assert ask(served, method, "/").status == 405, method
+    for name in ("evil.example", f"evil.example:{served.port}", "127.0.0.1:1", own + ".evil.example"):
+        assert ask(served, "GET", "/", Host=name).status == 421, name
+    for path in ("/../../etc/passwd", "/static/x", "/main/", "/docs", "/console", "/?__debugger__=yes&cmd=resource"):
+        assert ask(served, "GET", path).status in (200, 404, 307), path
+    assert ask(served, "GET", "/../../etc/passwd").status == 404
+    answer = ask(served, "GET", "/")
+    policy = answer.getheader("content-security-policy") or ""
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe-eval" not in policy
+    assert answer.getheader("server") is None
+    assert answer.getheader("access-control-allow-origin") is None
+
+
+def test_it_changes_nothing_and_ends_with_ctrl_c(served: Served) -> None:
+    size = served.database.stat().st_size
+    first = ask(served, "GET", "/revision")
+    assert first.status == 200
+    ask(served, "GET", "/")
+    served.process.send_signal(signal.SIGINT)
+    out, err = served.process.communicate(timeout=30)
+    assert (served.process.returncode, out, err) == (0, "", "")
+    assert served.database.stat().st_size == size
+    assert not served.database.with_name("running.db-wal").exists()
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    with bind("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=rf"^cannot listen on 127\.0\.0\.1:{port}: Address already in use; "):
+            bind("127.0.0.1", port)
+    with pytest.raises(UsageError, match=r"cannot listen on 203\.0\.113\.7:0"):
+        bind("203.0.113.7", 0)
+
+
+def test_which_addresses_are_this_machine_s_alone() -> None:
+    assert [is_local(host) for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost")] == [True] * 4
+    assert [is_local(host) for host in ("0.0.0.0", "::", "192.0.2.1", "example.com")] == [False] * 4
+    assert Address("127.0.0.1", 8017).names == {"127.0.0.1:8017", "localhost:8017", "[::1]:8017"}
+    assert f"{socket.gethostname()}:8017".lower() in Address("0.0.0.0", 8017).names
+    assert Address("::1", 80).url == "http://[::1]:80/"
+    assert "localhost" in Address("::1", 80).names
+
+
+def test_a_revision_changes_with_what_is_stored(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+    make_database(url, problems=("digits_mlp",), optimizers=FEW, n_trials=9, n_made=1)
+    with Repository.open(url, read_only=True) as repository:
+        first = repository.revision()
+        assert repository.revision() == first
+        grow(url, optimizers=FEW)
+        assert repository.revision() != first
+
+
+def test_optuna_dashboard_reads_a_database_that_is_written_to(tmp_path: Path) -> None:
+    database = tmp_path / "running.db"
+    url = f"sqlite:///{database}"
+    make_database(url, problems=("digits_mlp",), optimizers=FEW, n_trials=9, n_made=2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    executable = Path(sys.executable).with_name("optuna-dashboard")
+    command = [str(executable), "--host", "127.0.0.1", "--port", str(port), url]
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, stdout=quiet, stderr=quiet, cwd=tmp_path) as process:
+        try:
+            summaries = _studies(port, process)
+            assert {study["study_name"] for study in summaries} == {
+                "thesis_cpu/digits_mlp/sgd",
+                "thesis_cpu/digits_mlp/kfac",
+            }
+            for seed in range(3):
+                grow(url, optimizers=FEW, seed=seed)
+                study_id = summaries[0]["study_id"]
+                with urlopen(f"http://127.0.0.1:{port}/api/studies/{study_id}?after=0", timeout=60) as answer:
+                    trials = json.load(answer)["trials"]
+                assert len(trials) >= 3 + seed
+            with urlopen(f"http://127.0.0.1:{port}/dashboard", timeout=60) as answer:
+                assert b"<html" in answer.read().lower()
+        finally:
+            process.terminate()
+    with Repository.open(url, read_only=True) as repository:
+        # Two made, one left running, three more.
+        assert [len(repository.trials(record.study)) for record in repository.studies()] == [6, 6]
+    with sqlite3.connect(database) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def _studies(port: int, process: subprocess.Popen[bytes]) -> list[dict[str, object]]:
+    """The study summaries, as soon as the server answers."""
+    for _ in range(600):
+        assert process.poll() is None
+        try:
+            with urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=60) as answer:
+                found: list[dict[str, object]] = json.load(answer)["study_summaries"]
+                return found
+        except OSError:
+            signal.sigtimedwait([], 0.1)
+    raise AssertionError("optuna-dashboard does not answer")

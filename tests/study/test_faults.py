@@ -1,0 +1,273 @@
+"""Things that break under a study, in real processes: one clear line, and nothing lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import psutil
+import pytest
+
+from kftune.storage.repository import Repository, RunRecord
+from kftune.study.executors._process import GoneError, WorkerProcess
+from kftune.training.results import Outcome
+
+FAULTY = '''
+"""A problem whose model misbehaves in its sixth forward pass of training, in the first run only."""
+import ctypes, os, pathlib, signal, sys, time
+from dataclasses import replace
+import torch
+from kftune.problems import PROBLEMS
+
+HERE = pathlib.Path(__file__).parent
+
+def segfault():
+    ctypes.string_at(0)
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def hang():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(3600)
+
+def garble():
+    for stream in (1, 2):
+        os.write(stream, bytes(range(256)) * 40)
+    for fd in os.listdir("/proc/self/fd"):
+        if os.path.exists(f"/proc/self/fd/{fd}") or os.path.islink(f"/proc/self/fd/{fd}"):
+            if os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
+                os.write(int(fd), b"garbage" * 1000)
+
+class Faulty(torch.nn.Linear):
+    calls = 0
+
+    def forward(self, inputs):
+        if self.training:
+            type(self).calls += 1
+            marker = HERE / "done"
+            if type(self).calls == 6 and not marker.exists():
+                marker.touch()
+                globals()[(HERE / "fault").read_text()]()
+        return super().forward(inputs)
+
+def load(*, device, dtype, data_dir):
+    """Digits."""
+    digits = PROBLEMS.get("digits_mlp").load(device=device, dtype=dtype, data_dir=data_dir)
+    return replace(digits, make_model=lambda: Faulty(64, 10))
+'''
+
+STUDY = """
+name: faults
+problems: [{problem}]
+optimizers: [{{name: sgd, fixed: {{momentum: 0.9, batch_size: 64}}}}]
+budget: {{updates: {updates}}}
+trials: {trials}
+repeats: 1
+sampler: random
+seed: 3
+threads: 1
+devices: cpu
+evaluation: {{points: {points}}}
+storage: sqlite:///study.db
+"""
+
+SMALL_FILES = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc or RLIMIT_FSIZE as Linux has them")
+
+
+def write(directory: Path, problem: str = "digits_mlp", *, trials: int = 2, updates: int = 40, points: int = 2) -> None:
+    text = STUDY.format(problem=problem, trials=trials, updates=updates, points=points)
+    (directory / "study.yaml").write_text(text)
+
+
+def start(directory: Path, *arguments: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*before, sys.executable, "-m", "kftune", "run", "study.yaml", *arguments],
+        cwd=directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=280)
+    return process.returncode, out, err
+
+
+def runs_of(directory: Path) -> list[RunRecord]:
+    with sqlite3.connect(directory / "study.db") as connection:
+        assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
+    with Repository.open(f"sqlite:///{directory / 'study.db'}", create=False) as repository:
+        return repository.runs()
+
+
+def is_complete(directory: Path, trials: int) -> None:
+    """Each run once, no more and no less."""
+    found = Counter((run.trial, run.repeat) for run in runs_of(directory))
+    assert found == {(trial, 0): 1 for trial in range(trials)}
+
+
+@LINUX
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("segfault", "the worker was ended by SIGSEGV"),
+        ("kill", "the worker was ended by SIGKILL"),
+        ("garble", "wrote garbage into the connection to its runner"),
+    ],
+)
+def test_a_worker_that_breaks_loses_nothing(tmp_path: Path, fault: str, said: str) -> None:
+    write(tmp_path, "{target: 'faulty:load', name: faulty}")
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    (tmp_path / "fault").write_text(fault)
+    code, out, err = ended(start(tmp_path))
+    assert (code, err) == (0, ""), out + err
+    (line,) = (line for line in out.splitlines() if "attempt 2 of 3" in line)
+    assert said in line
+    assert "faults/faulty/sgd, trial 0, repeat 0" in line
+    is_complete(tmp_path, 2)
+    assert [(run.attempt, run.result.outcome) for run in runs_of(tmp_path)] == [
+        (2, Outcome.COMPLETED),
+        (1, Outcome.COMPLETED),
+    ]
+    assert not [process for process in psutil.Process().children(recursive=True) if process.status() == "zombie"]
+
+
+def test_a_hung_run_is_timed_out_and_the_study_goes_on(tmp_path: Path) -> None:
+    """It does not even listen to SIGTERM."""
+    write(tmp_path, "{target: 'faulty:load', name: faulty}")
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    (tmp_path / "fault").write_text("hang")
+    code, out, err = ended(start(tmp_path, "--set", "run_timeout=15"))
+    assert (code, err) == (0, ""), out + err
+    is_complete(tmp_path, 2)
+    hung, other = runs_of(tmp_path)
+    assert (hung.result.outcome, hung.result.message) == (Outcome.TIMED_OUT, "killed after 15 s of wall time")
+    assert hung.result.curve[0].update == 0
+    assert other.result.outcome is Outcome.COMPLETED
+
+
+@LINUX
+def test_a_disk_that_fills_up(tmp_path: Path) -> None:
+    """No file can grow beyond a size that the database's journal reaches after some runs."""
+    write(tmp_path, trials=40, points=10)
+
+    full = start(tmp_path, before=(sys.executable, "-c", SMALL_FILES, "400000"))
+    code, out, err = ended(full)
+    assert code == 2, out + err
+    assert "study.db" in err
+    assert len(err.strip().splitlines()) == 1
+    kept = [(run.trial, run.seed, run.started_at) for run in runs_of(tmp_path)]
+    assert len(kept) < 40
+    code, out, err = ended(start(tmp_path, "--set", f"trials={len(kept) + 3}"))
+    assert (code, err) == (0, ""), out + err
+    is_complete(tmp_path, len(kept) + 3)
+    assert [(run.trial, run.seed, run.started_at) for run in runs_of(tmp_path)][: len(kept)] == kept
+
+
+def test_a_database_made_read_only_in_the_middle(tmp_path: Path) -> None:
+    before: tuple[str, ...] = ()
+    if os.geteuid() == 0:  # root may write everything, unless it gives that up
+        if shutil.which("setpriv") is None:
+            pytest.skip("needs setpriv as root")
+        before = ("setpriv", "--bounding-set", "-dac_override", "--inh-caps", "-dac_override")
+    write(tmp_path, trials=400)
+    process = start(tmp_path, before=before)
+    database = tmp_path / "study.db"
+
+    def n_runs() -> int:
+        if not database.exists():
+            return 0
+        try:
+            with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+                return int(connection.execute("select count(*) from kftune_run").fetchone()[0])
+        except sqlite3.OperationalError:  # the tables are not there yet
+            return 0
+
+    deadline = time.monotonic() + 120
+    while n_runs() < 2:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    for path in tmp_path.glob("study.db*"):
+        path.chmod(0o444)
+    tmp_path.chmod(0o555)
+    try:
+        time.sleep(2)
+        if process.poll() is None:  # what it has open it may still write
+            process.send_signal(signal.SIGINT)
+        code, out, err = ended(process)
+        stopped = (code, out, err)
+        refused = ended(start(tmp_path, before=before))
+    finally:
+        tmp_path.chmod(0o755)
+        for path in tmp_path.glob("study.db*"):
+            path.chmod(0o644)
+    assert stopped[0] in (2, 130), stopped
+    assert len(stopped[2].strip().splitlines()) <= 1, stopped
+    assert refused[0] == 2, refused
+    assert "study.db" in refused[2]
+    assert len(refused[2].strip().splitlines()) == 1, refused
+    kept = [(run.trial, run.seed, run.started_at) for run in runs_of(tmp_path)]
+    code, out, err = ended(start(tmp_path, "--set", f"trials={len(kept) + 2}"))
+    assert (code, err) == (0, ""), out + err
+    is_complete(tmp_path, len(kept) + 2)
+    assert [(run.trial, run.seed, run.started_at) for run in runs_of(tmp_path)][: len(kept)] == kept
+
+
+@LINUX
+def test_a_batch_that_does_not_fit_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path)
+    method = "{name: natural_gradient, fixed: {batch_size: 1400, fisher_examples: 1400, fisher: exact}}"
+    monkeypatch.setenv("KFTUNE_MEMORY_LIMIT", str(900 * 2**20))
+    code, out, err = ended(start(tmp_path, "--set", f"optimizers=[sgd, {method}]"))
+    assert (code, err) == (0, ""), out + err
+    outcomes = {(run.study, run.trial): run.result.outcome for run in runs_of(tmp_path)}
+    assert outcomes == {
+        ("faults/digits_mlp/sgd", 0): Outcome.COMPLETED,
+        ("faults/digits_mlp/sgd", 1): Outcome.COMPLETED,
+        ("faults/digits_mlp/natural_gradient", 0): Outcome.OUT_OF_MEMORY,
+        ("faults/digits_mlp/natural_gradient", 1): Outcome.OUT_OF_MEMORY,
+    }
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"garbage" * 1000,  # read as a length of 1.7 GB
+        b"\x00\x00\x00\x07garbage",  # a message, but no pickle
+        b"\x00\x00\x00\x05\x80\x04K\x01.",  # a pickle, but no message
+        b"\x00\x00\x10\x00too short",
+        b"\x00",
+    ],
+)
+def test_what_is_no_message_ends_the_worker_and_not_the_runner(garbage: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kftune.study.executors._process._MESSAGE_SECONDS", 1)
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr(socket, "socketpair", lambda: (ours, theirs))
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    kept = theirs.dup()
+    worker = WorkerProcess(threads=1)
+    assert isinstance(worker.connection, Connection)
+    kept.sendall(garbage)
+    with pytest.raises(GoneError, match="garbage into the connection"):
+        worker.receive()
+    kept.close()
+    assert worker.stop() == "the worker exited with code 0"
