@@ -48,6 +48,11 @@ devices: auto         # all CUDA devices if there are any, else the CPU; or a li
 # dtype: float32
 # evaluation: {{points: 20, train_examples: 2000}}
 # run_timeout: null   # wall seconds after which a run is stopped
+# limit: {{hours: 8}}   # of the whole file, sessions before a resume included; or {{trials: 150}}
+# racing: false       # true: a trial whose first run is hopeless is not repeated
+# pruner: null        # median, successive_halving or hyperband: stops runs that fall behind
+# warm_start: []      # earlier studies, here or in other.db#name, whose best configurations are tried first
+# micro_batch: null   # auto: batches that do not fit in memory are accumulated
 """
 
 

@@ -9,6 +9,7 @@ It ends when the other end closes, also in the middle of a run: a runner that di
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import queue
 import signal
@@ -76,6 +77,8 @@ def main() -> None:
                 raise PrunedError(f"it had fallen behind after {point.train_seconds:.3g} s, {point.update} updates")
 
         connection.send(Done(train(spec, on_point=report)))
+        # What is alive now are modules: the collections after later runs need not look at them (0.2 s each).
+        gc.freeze()
 
 
 def _die_with_the_runner() -> None:

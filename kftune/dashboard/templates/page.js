@@ -84,9 +84,9 @@
     const made = Plotly.react(plot.element, coloured.data, { ...coloured.layout, showlegend: layout.showlegend === true, autosize: true, height: undefined }, config);
     return made.then(() => plot.element.classList.add("drawn"));
   };
-  const isNear = (element) => {
+  const isInView = (element) => {
     const box = element.getBoundingClientRect();
-    return element.checkVisibility() && box.bottom > -400 && box.top < innerHeight + 400;
+    return element.checkVisibility() && box.bottom > 0 && box.top < innerHeight;
   };
   const watcher = new IntersectionObserver(
     (entries) => {
@@ -318,7 +318,7 @@
       old.replaceWith(added);
       added.querySelectorAll("details").forEach((details, i) => { details.open = open[i] ?? details.open; });
       prepare(added);
-      const near = [...added.querySelectorAll(".plot")].filter(isNear).map((element) => draw(plots.get(element)));
+      const near = [...added.querySelectorAll(".plot")].filter(isInView).map((element) => draw(plots.get(element)));
       Promise.all(near).then(() => { added.style.minHeight = ""; });
     }
     now.dataset.live = main.dataset.live;
@@ -350,7 +350,7 @@
   prepare(document);
   dark.addEventListener("change", () => redraw());
   addEventListener("beforeprint", () => { for (const plot of plots.values()) if (plot.element.checkVisibility()) draw(plot); });
-  const first = [...plots.values()].filter(({ element }) => isNear(element));
+  const first = [...plots.values()].filter(({ element }) => isInView(element));
   Promise.all(first.map(draw)).then(() => document.documentElement.classList.add("drawn"));
   follow();
 })();
