@@ -12,6 +12,7 @@ from kftune.errors import suggestion
 from kftune.space import Categorical, Condition, Dimension, Float, Int, Space, Suggester, Value
 from kftune.study.config._flaws import Flaws, Location, show
 from kftune.study.config._parameters import BATCH_SIZES, Parameter, hyperparameters
+from kftune.study.config._proposals import Corner, Draw
 from kftune.training.results import BATCH_PARAMETERS
 
 if TYPE_CHECKING:
@@ -171,8 +172,8 @@ class _Builder:
         with torch.random.fork_rng(devices=[]):
             model = torch.nn.Sequential(torch.nn.Linear(2, 2))
         n_choices = max((len(d.choices) for d in space.dimensions.values() if isinstance(d, Categorical)), default=1)
-        proposals: list[Suggester] = [_Corner(choice=i, use_high=high) for i in range(n_choices) for high in (0, 1)]
-        for proposal in [*proposals, *[_Draw(random.Random(i)) for i in range(_N_DRAWS)]]:
+        proposals: list[Suggester] = [Corner(choice=i, use_high=high) for i in range(n_choices) for high in (0, 1)]
+        for proposal in [*proposals, *[Draw(random.Random(i)) for i in range(_N_DRAWS)]]:
             try:
                 params = space.suggest(proposal)
                 loop = {name: v for name, v in params.items() if self._is_of_loop(name)}
@@ -320,43 +321,6 @@ class _Builder:
         except ValueError as error:
             self._flaws.add(where, str(error))
             return None
-
-
-class _Corner:
-    """Answers a space's questions with one end of every range."""
-
-    def __init__(self, *, choice: int, use_high: int) -> None:
-        self._choice = choice
-        self._use_high = use_high
-
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
-    ) -> float:
-        return high if self._use_high else low
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        return high if self._use_high else low
-
-    def suggest_categorical(self, name: str, choices: Any) -> Any:
-        return choices[min(self._choice, len(choices) - 1)]
-
-
-class _Draw:
-    """Answers with random values."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
-
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
-    ) -> float:
-        return self._rng.uniform(low, high)
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        return self._rng.randint(low, high)
-
-    def suggest_categorical(self, name: str, choices: Any) -> Any:
-        return self._rng.choice(choices)
 
 
 def _own_settings(base: Dimension | None, config: DimensionConfig) -> dict[str, Any]:
