@@ -134,7 +134,14 @@ def test_validate_says_how_long_it_will_take(kftune: Command, study_file: Path) 
 def test_describe_shows_parameters_with_defaults_and_meanings(kftune: Command) -> None:
     described = json.loads(kftune("describe", "sgd", "--json").out)
     parameters = {parameter["name"]: parameter for parameter in described["parameters"]}
-    loop = ["batch_size", "effective_batch_size", "full_batch_at"]
+    loop = [
+        "batch_size",
+        "effective_batch_size",
+        "accumulation",
+        "full_batch_at",
+        "momentum_growth",
+        "momentum_growth_rate",
+    ]
     assert list(parameters) == ["lr", "momentum", "nesterov", "weight_decay", *loop]
     assert parameters["momentum"]["default"] == 0.9
     assert parameters["momentum"]["meaning"] == "μ, in [0, 1)."
