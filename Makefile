@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/kftune dashboard studies/quickstart.yaml --out dashboards/quickstart.html
 
 test: $(VENV)/.installed-test lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
