@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def intervals(url: str) -> list[tuple[datetime, datetime]]:
 @pytest.mark.timeout(600)
 def test_two_studies_on_one_core_take_turns_and_can_be_read_meanwhile(tmp_path: Path) -> None:
     core = {min(os.sched_getaffinity(0))}
-    studies = [write_study(tmp_path, name, "random", trials=3, updates=600) for name in ("one", "two")]
+    studies = [write_study(tmp_path, name, "random", trials=2, updates=600) for name in ("one", "two")]
     processes = [start("run", str(path), cores=core) for path, _ in studies]
     readings = 0
     while any(process.poll() is None for process in processes):
@@ -52,13 +53,14 @@ def test_two_studies_on_one_core_take_turns_and_can_be_read_meanwhile(tmp_path: 
             output, _ = reader.communicate(timeout=120)
             assert "locked" not in output
             readings += reader.returncode == 0
+        time.sleep(1.0)  # the readers share the core with those they read
     for process in processes:
         output, _ = process.communicate()
         assert process.returncode == 0, output
         assert "locked" not in output
     assert readings >= 2
     one, two = (intervals(url) for _, url in studies)
-    assert len(one) == len(two) == 3 * 2 * 2
+    assert len(one) == len(two) == 2 * 2 * 2
     overlaps = [(a, b) for a in one for b in two if min(a[1], b[1]) - max(a[0], b[0]) > _TOLERANCE]
     assert overlaps == []
     # Neither had the core for itself until it was done.
