@@ -109,7 +109,7 @@ class Study:
         from kftune.study.confirm import confirm_studies
 
         train = partial(confirm_studies, top=top, seeds=seeds, budget_factors=budget_factors)
-        return self._train(train, devices, workers, data_dir, progress)
+        return self._train(train, devices, workers, data_dir, progress, repeats=seeds)
 
     def results(self) -> Results:
         """What is stored.
@@ -130,6 +130,8 @@ class Study:
         workers: int | None,
         data_dir: Path | None,
         progress: bool,
+        *,
+        repeats: int | None = None,
     ) -> Results:
         from kftune.cli._progress import make_reporter
         from kftune.problems import default_data_dir
@@ -143,7 +145,7 @@ class Study:
         go = partial(train, self.config, devices=slots, data_dir=directory)
         with Repository.open(self.config.storage) as repository:
             if progress:
-                with make_reporter(self.config, Interrupt()) as reporter:
+                with make_reporter(self.config, Interrupt(), repeats=repeats) as reporter:
                     summary = go(repository=repository, reporter=reporter)
             else:
                 summary = go(repository=repository)

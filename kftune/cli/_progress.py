@@ -53,9 +53,9 @@ class Pace:
         self._n_here += 1
         self._last = time.monotonic()
 
-    def runs_skipped(self, n: int) -> None:
-        """So many will not be made."""
-        self.n_runs -= n
+    def runs_added(self, n: int) -> None:
+        """So many more will be made; fewer, if negative."""
+        self.n_runs += n
 
     def seconds_left(self) -> float | None:
         """An estimate; None while there is nothing to go by."""
@@ -112,7 +112,11 @@ class ProgressReporter(Reporter):
 
     def runs_skipped(self, study: str, n: int) -> None:
         """There is less to do."""
-        self._pace.runs_skipped(n)
+        self._pace.runs_added(-n)
+
+    def runs_added(self, study: str, n: int) -> None:
+        """There is more to do."""
+        self._pace.runs_added(n)
 
     def message(self, text: str) -> None:
         """Print a line."""
@@ -134,9 +138,9 @@ class ProgressReporter(Reporter):
             return f"{text}: starting"
         budget = self._config.budget
         at = (
-            f"{point.update}/{budget.updates} updates"
-            if budget.seconds is None
-            else f"{point.train_seconds:.1f}/{number(budget.seconds)} s"
+            f"{point.update}/{max(1, round(budget.updates * key.budget_factor))} updates"
+            if budget.updates is not None
+            else f"{point.train_seconds:.1f}/{number((budget.seconds or 0.0) * key.budget_factor)} s"
         )
         return f"{text}: {at}, test loss {number(point.test_loss)}"
 
@@ -222,6 +226,11 @@ class LiveReporter(ProgressReporter):
         super().runs_skipped(study, n)
         self._totals[study] = replace(self._totals[study], n_runs=self._totals[study].n_runs - n)
 
+    def runs_added(self, study: str, n: int) -> None:
+        """Lengthen its study's bar."""
+        super().runs_added(study, n)
+        self._totals[study] = replace(self._totals[study], n_runs=self._totals[study].n_runs + n)
+
     def trial_finished(self, study: str, trial: int, value: float | None, best: float | None) -> None:
         """Show the best."""
         self._best[study] = best
@@ -248,8 +257,15 @@ class LiveReporter(ProgressReporter):
         return Group(grid, *lines, Text(last))
 
 
-def make_reporter(config: StudyConfig, interrupt: Interrupt) -> ProgressReporter:
-    """Bars if the standard output is a terminal, else lines."""
+def make_reporter(config: StudyConfig, interrupt: Interrupt, *, repeats: int | None = None) -> ProgressReporter:
+    """Bars if the standard output is a terminal, else lines.
+
+    Args:
+        config: the study file.
+        interrupt: whether an orderly end was asked for.
+        repeats: runs of each trial, where they are not the study file's.
+    """
+    config = config if repeats is None else config.model_copy(update={"repeats": repeats})
     out = console()
     return LiveReporter(config, out, interrupt) if out.is_terminal else PlainReporter(config, out)
 

@@ -85,6 +85,7 @@ class Sitting:
             partial(confirm_studies, top=top, seeds=seeds, budget_factors=budget_factors),
             show,
             f"{self.config.name} is confirmed already, at these seeds and budgets; kftune compare shows it",
+            repeats=seeds,
         )
 
     def _checked(self) -> tuple[list[str], Path]:
@@ -103,6 +104,8 @@ class Sitting:
         train: Callable[..., RunSummary],
         show: Callable[[Repository], None],
         already: str,
+        *,
+        repeats: int | None = None,
     ) -> int:
         from kftune.storage.repository import Repository
         from kftune.study.runner import Interrupt
@@ -110,7 +113,7 @@ class Sitting:
         slots, directory = self._checked()
         with Repository.open(self.config.storage) as repository:
             interrupt = Interrupt()
-            reporter = make_reporter(self.config, interrupt)
+            reporter = make_reporter(self.config, interrupt, repeats=repeats)
             try:
                 with _signals(interrupt, reporter), reporter:
                     summary = train(

@@ -17,6 +17,7 @@ __all__ = [
     "objective_title",
     "outcome_title",
     "percent",
+    "time_unit",
 ]
 
 _OBJECTIVES = {"test_loss": "test loss", "train_loss": "train loss", "test_error": "test error"}
@@ -24,11 +25,16 @@ _OUTCOMES = {"out_of_memory": "out of memory", "timed_out": "timed out"}
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """A float to some significant digits (``1.2e-5``, not ``1.2e-05``), anything else as it is."""
+    """A float to some significant digits (``1.2e-5``, not ``1.2e-05``), anything else as it is.
+
+    Whole ones below a million keep all their digits: an edge of a box at ``2000.0`` is 2000, not 2e3.
+    """
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, float):
         return str(value)
+    if value.is_integer() and abs(value) < 1e6:
+        return str(int(value))
     mantissa, exponent_sign, exponent = f"{value:.{digits}g}".partition("e")
     return f"{mantissa}e{int(exponent)}" if exponent_sign else mantissa
 
@@ -44,7 +50,8 @@ def percent(share: float) -> str:
     """A share of 1 in percent: ``93 %``, ``0.9 %``, ``< 0.1 %``."""
     if 0 < share < 0.001:
         return "< 0.1 %"
-    return f"{100 * share:.0f} %" if share >= 0.1 or share == 0 else f"{100 * share:.1f} %"
+    # From 9.95 % on one decimal would read 10.0 %.
+    return f"{100 * share:.0f} %" if share >= 0.0995 or share == 0 else f"{100 * share:.1f} %"
 
 
 def duration(seconds: float) -> str:
@@ -56,6 +63,13 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def time_unit(seconds: float) -> tuple[float, str]:
+    """Seconds of one unit in which times up to ``seconds`` read well on an axis, and its name."""
+    if seconds < 300:
+        return 1.0, "s"
+    return (60.0, "min") if seconds < 3 * 3600 else (3600.0, "h")
 
 
 def clock_time(time: datetime) -> str:

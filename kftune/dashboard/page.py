@@ -275,7 +275,13 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["figure_json"] = figure_json
     environment.filters["json"] = json_markup
+    environment.filters["breakable"] = _breakable
     return environment
+
+
+def _breakable(text: str) -> Markup:
+    """A heading of a column that may be broken after underscores; copied, it is the text as it was."""
+    return Markup("_<wbr>").join(text.split("_"))
 
 
 @cache

@@ -44,11 +44,18 @@ class Figure:
 
 @dataclass(frozen=True)
 class Plots:
-    """Figures side by side, where there is room; ``symbols`` explains the marks of trials above them."""
+    """Figures side by side, where there is room, under a key to their marks.
+
+    Attributes:
+        figures: at least one.
+        symbols: explains the marks of trials.
+        marks: optimizers whose marks are explained: those of figures without lines, which the page's legend shows.
+    """
 
     kind: ClassVar[str] = "plots"
     figures: Sequence[Figure]
     symbols: bool = False
+    marks: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -175,7 +182,9 @@ class Panel:
     parts: Sequence[Part]
 
 
-def plots(drawn: Iterable[tuple[go.Figure | None, str]], *, missing: str, symbols: bool = False) -> Plots | Missing:
+def plots(
+    drawn: Iterable[tuple[go.Figure | None, str]], *, missing: str, symbols: bool = False, marks: Sequence[str] = ()
+) -> Plots | Missing:
     """The figures that there are; if there is none, the sentence that says so."""
     figures = [Figure(figure, label) for figure, label in drawn if figure is not None]
-    return Plots(figures, symbols) if figures else Missing(missing)
+    return Plots(figures, symbols, marks) if figures else Missing(missing)

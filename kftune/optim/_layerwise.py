@@ -193,12 +193,14 @@ class LayerwiseOptimizer(ModelOptimizer):
                     self._statistics.add_input(layer.name, use.a)
         if self._fisher == "empirical":
             statistics = self._statistics
+            # The graph keeps the hook, so that a hook that keeps ``use``, and its edge, would keep the graph.
+            module, gradients = use.module, use.gradients
 
             def take(g: Tensor) -> None:
                 with self.phases.phase("statistics"):
-                    self._take_gradient(statistics, use.module, g)
+                    self._take_gradient(statistics, module, g)
                 if self.needs_rows:
-                    use.gradients.append(g)
+                    gradients.append(g)
 
             s.register_hook(take)  # type: ignore[no-untyped-call]  # torch does not annotate it
 

@@ -11,11 +11,12 @@ __all__ = ["Reporter", "RunKey", "StudyTotals"]
 
 @dataclass(frozen=True)
 class RunKey:
-    """Which run: study name, trial number from 0, repeat from 0."""
+    """Which run: study name, trial number from 0, repeat from 0, multiple of the study's budget."""
 
     study: str
     trial: int
     repeat: int
+    budget_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,9 @@ class Reporter:
 
     def runs_skipped(self, study: str, n: int) -> None:
         """So many runs of a trial will not be made: its first was pruned, or hopeless."""
+
+    def runs_added(self, study: str, n: int) -> None:
+        """So many runs more than was said will be made, or fewer: a grid has grown, or does not grow after all."""
 
     def trial_finished(self, study: str, trial: int, value: float | None, best: float | None) -> None:
         """A trial was told to the sampler (None: it has no value); ``best`` is the study's best so far."""

@@ -109,7 +109,6 @@ class _Search(Session):
 
     trials: Trials
     judge: Judge
-    in_turn: Iterator[OpenTrial]
     spent_before: float
     limit_reached: str | None = None
 
@@ -124,7 +123,7 @@ class _Search(Session):
         self.spent_before = sum(s.ledger.get("wall", 0.0) for s in self.repository.sessions(self.config.name))
         self.judge = Judge(self.config, repository=self.repository)
         self.open_trials: dict[tuple[str, int], OpenTrial] = {}
-        self.in_turn = self.trials.in_turn()
+        self.trials.read_stored()
         self.reporter.started(self._totals(), self.devices)
         self._work()
         if self.crash is not None:
@@ -154,14 +153,15 @@ class _Search(Session):
         hours = self.config.limit.hours
         if hours is not None and self.spent_before + self.ledger.wall_seconds() >= hours * 3600:
             self.limit_reached = f"limit.hours: {hours:g} h are spent"
-        return super()._may_begin() and self.limit_reached is None
+            return False
+        return super()._may_begin()
 
     def _more_jobs(self) -> list[Job] | None:
         limit = self.config.limit.trials
-        if limit is not None and self.trials.n_begun >= limit:
+        if limit is not None and self.trials.n_begun >= limit:  # what is begun is made to its end
             self.limit_reached = f"limit.trials: {limit} trials are made"
             return None
-        trial = next(self.in_turn, None)
+        trial = self.trials.next_in_turn()
         if trial is None:
             return None
         self.open_trials[trial.plan.study, trial.number] = trial
@@ -205,9 +205,11 @@ class _Search(Session):
         return self.judge.goes_on(job.plan, job.trial, point, untrained=job.points[0])
 
     def _tell(self, trial: OpenTrial) -> None:
-        planned = self.trials.n_trials[trial.plan.study]
+        study = trial.plan.study
+        planned, expected = self.trials.n_trials[study], self.trials.n_expected(study)
         value, best = self.trials.tell(trial)
-        if self.trials.n_trials[trial.plan.study] != planned:  # a grid has grown
+        if self.trials.n_trials[study] != planned:  # a grid has grown
             self.repository.register(study_records(self.config, self.trials.n_trials))
-        del self.open_trials[trial.plan.study, trial.number]
-        self.reporter.trial_finished(trial.plan.study, trial.number, value, best)
+            self.reporter.runs_added(study, (self.trials.n_expected(study) - expected) * self.config.repeats)
+        del self.open_trials[study, trial.number]
+        self.reporter.trial_finished(study, trial.number, value, best)

@@ -101,7 +101,7 @@ class Job:
     @property
     def key(self) -> RunKey:
         """For messages."""
-        return RunKey(self.plan.study, self.trial, self.repeat)
+        return RunKey(self.plan.study, self.trial, self.repeat, self.budget_factor)
 
     @property
     def name(self) -> str:
@@ -153,7 +153,10 @@ class Session(ABC):
 
     @abstractmethod
     def _more_jobs(self) -> list[Job] | None:
-        """The next jobs in turn (perhaps none, for something that needed no run); None when there are no more."""
+        """The next jobs in turn (perhaps none, for something that needed no run); None when there are none now.
+
+        Asked again while others run: there may be more when they have ended.
+        """
 
     @abstractmethod
     def _done(self, job: Job, result: RunResult) -> list[Job]:
@@ -172,13 +175,15 @@ class Session(ABC):
     def _work(self) -> None:
         """Run all jobs."""
         self._speed = MachineSpeed(self.config, repository=self.repository)
+        threads_notice = self._threads_notice()
         self._session_id = self.repository.begin_session(self._session_record())
         try:
             with LocalExecutor(
                 self.devices, threads=self.threads, ledger=self.ledger, name=self.config.name
             ) as self._executor:
-                if notice := self._executor.notice():
-                    self.reporter.message(notice)
+                for notice in (self._executor.notice(), threads_notice):
+                    if notice is not None:
+                        self.reporter.message(notice)
                 self._loop()
         finally:
             ledger = self.ledger.to_dict()
@@ -362,6 +367,22 @@ class Session(ABC):
                 f"{job.plan.study} crashed {_MAX_IDENTICAL_CRASHES} times in the same way; the last:\n"
                 f"{result.message.strip()}"
             )
+
+    def _threads_notice(self) -> str | None:
+        """That runs have other threads than those of the session before, which had other workers; None if not so.
+
+        With ``threads: auto`` the workers share the cores.
+        """
+        earlier = self.repository.sessions(self.config.name)
+        if not earlier or earlier[-1].host != socket.gethostname():
+            return None
+        threads = self.config.threads_per_worker(earlier[-1].devices)
+        if threads == self.threads:
+            return None
+        return (
+            f"threads: auto is {self.threads} for each worker now, and was {threads} in the session before; "
+            "runs of the two are not equally fast"
+        )
 
     def _session_record(self) -> SessionRecord:
         versions = {"kftune": __version__, "python": platform.python_version()}

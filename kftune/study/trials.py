@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -82,6 +82,9 @@ class Trials:
         self._ledger = ledger
         self._untrained: dict[tuple[str, int], CurvePoint] = {}
         self._first_values: dict[str, dict[int, float]] = {plan.study: {} for plan in plans}
+        self._next_numbers = {plan.study: 0 for plan in plans}
+        self._stored: dict[str, dict[int, dict[int, RunResult]]] = {}
+        self._superseded: dict[str, dict[int, Counter[int]]] = {}
         self.n_begun = 0
         self.first_run_decides = config.racing is not None or config.pruner is not None
         self.n_trials = {plan.study: self._n_trials(plan) for plan in plans}
@@ -117,22 +120,35 @@ class Trials:
         """Whether every study has all its trials."""
         return all(count >= self.n_trials[study] for study, count in self.n_finished().items())
 
-    def in_turn(self) -> Iterator[OpenTrial]:
-        """Trial k of every study before trial k+1 of any; trials begun by an earlier session come where they belong."""
+    def read_stored(self) -> None:
+        """Take in what earlier sessions stored; once, when the studies are registered."""
         self.n_begun = sum(self.n_finished().values())
-        return self._in_turn()
+        self._stored = {plan.study: self._stored_runs(plan) for plan in self._plans}
+        self._superseded = {plan.study: self._n_superseded(plan) for plan in self._plans}
 
-    def _in_turn(self) -> Iterator[OpenTrial]:
-        stored = {plan.study: self._stored_runs(plan) for plan in self._plans}
-        superseded = {plan.study: self._n_superseded(plan) for plan in self._plans}
-        for number in range(self._config.trials):
-            for plan in self._plans:
-                trial = self._open(plan, number) if number < self.n_trials[plan.study] else None
-                if trial is not None:
-                    trial.results |= stored[plan.study].get(number, {})
-                    trial.n_superseded |= superseded[plan.study].get(number, {})
-                    self.n_begun += 1
-                    yield trial
+    def n_expected(self, study: str) -> int:
+        """Trials that a study will have had, as far as is known; a grid may turn out to be smaller than what is begun."""
+        return max(self.n_trials[study], self._next_numbers[study])
+
+    def next_in_turn(self) -> OpenTrial | None:
+        """Trial k of every study before trial k+1 of any; trials begun by an earlier session come where they belong.
+
+        Returns:
+            None if there is none now. A grid may grow, and have more, when a trial that is running has its value.
+        """
+        while True:
+            ready = [plan for plan in self._plans if self._next_numbers[plan.study] < self.n_trials[plan.study]]
+            if not ready:
+                return None
+            plan = min(ready, key=lambda plan: self._next_numbers[plan.study])  # the first of equals
+            number = self._next_numbers[plan.study]
+            self._next_numbers[plan.study] += 1
+            trial = self._open(plan, number)
+            if trial is not None:
+                trial.results |= self._stored[plan.study].get(number, {})
+                trial.n_superseded |= self._superseded[plan.study].get(number, {})
+                self.n_begun += 1
+                return trial
 
     def _stored_runs(self, plan: StudyPlan) -> dict[int, dict[int, RunResult]]:
         """Results of earlier sessions by trial and repeat."""

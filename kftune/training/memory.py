@@ -32,7 +32,7 @@ def limited_memory(device: torch.device, *, share: float | None = None) -> Itera
 
     Args:
         device: the run's.
-        share: how much of what is available (or of ``KFTUNE_MEMORY_LIMIT``) may be used; None for all.
+        share: how much of what is available (or of what ``KFTUNE_MEMORY_LIMIT`` leaves) may be used; None for all.
 
     Raises:
         UsageError: ``KFTUNE_MEMORY_LIMIT`` is no whole number of bytes.
@@ -61,7 +61,9 @@ def _limited_data(share: float) -> Iterator[None]:
     import resource  # not on every system
 
     named = _named_limit()
-    limit = int(share * named) if named is not None else _data_bytes() + int(share * _available_bytes())
+    used = _data_bytes()
+    free = max(0, named - used) if named is not None else _available_bytes()
+    limit = used + int(share * free)
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     known = [bound for bound in (limit, soft, hard) if bound != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_DATA, (min(known), hard))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 from contextlib import contextmanager
 
@@ -177,3 +178,31 @@ def test_the_loss_is_the_mean_over_all_examples(entry):
 def test_stepping_from_nothing_is_an_error(entry):
     with pytest.raises(RuntimeError, match=r"step\(closure\), or accumulate\(closure\)"):
         build(entry, network()).step()
+
+
+@every
+@pytest.mark.parametrize("fisher", ["mc", "exact", "empirical"])
+def test_an_update_leaves_nothing_to_the_garbage_collector(entry, fisher):
+    """Activations that only the collector frees stay for many updates: on a GPU, until memory runs out."""
+    arguments = inspect.signature(entry.cls).parameters
+    name = next((name for name in ("fisher", "labels") if name in arguments), None)
+    if name is None and fisher != "mc":
+        pytest.skip(f"{entry.name} has no choice of labels")
+    model = network()
+    optimizer = build(entry, model, **({} if name is None else {name: fisher}))
+    x, y = make_batch("categorical", 23, 6, 3)  # as many as nothing else has here
+    train(optimizer, model, 2)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            optimizer.step(make_closure(model, x, y, "categorical"))
+        train(optimizer, model, 2)
+        kept = [
+            tuple(t.shape)
+            for t in gc.get_objects()
+            if issubclass(type(t), torch.Tensor) and 23 in t.shape and t is not x and t is not y
+        ]
+    finally:
+        gc.enable()
+    assert kept == []

@@ -17,6 +17,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from kftune.analysis.best import best_configurations
+from kftune.analysis.frames import trials_frame
+from kftune.analysis.results import load_results
+from kftune.dashboard.figures.sorted_losses import SYMBOLS, plot_sorted_losses
 from kftune.storage.repository import Repository, RunRecord
 from kftune.study.executors._process import GoneError, WorkerProcess
 from kftune.training.results import Outcome
@@ -232,20 +236,72 @@ def test_a_database_made_read_only_in_the_middle(tmp_path: Path) -> None:
     assert [(run.trial, run.seed, run.started_at) for run in runs_of(tmp_path)][: len(kept)] == kept
 
 
+PICKY = '''
+"""A problem whose model does not take 32 examples at a time in training."""
+from dataclasses import replace
+from kftune.problems import PROBLEMS
+
+def refuse(module, arguments):
+    if module.training and len(arguments[0]) == 32:
+        raise ValueError("32 examples are not to its taste")
+
+def load(*, device, dtype, data_dir):
+    """Digits."""
+    digits = PROBLEMS.get("digits_mlp").load(device=device, dtype=dtype, data_dir=data_dir)
+
+    def make_model():
+        model = digits.make_model()
+        model.register_forward_pre_hook(refuse)
+        return model
+
+    return replace(digits, make_model=make_model)
+'''
+
+METHOD = """{name: natural_gradient,
+  fixed: {fisher: exact, kl_clip: null, damping: 0.1, momentum: 0.0, weight_decay: 0.0, inverses_every: 1},
+  space: {lr: {low: 0.1, high: 1.0e6, log: false}, batch_size: {choices: [32, 64, 128, 1400]}}}"""
+
+
 @LINUX
-def test_a_batch_that_does_not_fit_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path)
-    method = "{name: natural_gradient, fixed: {batch_size: 1400, fisher_examples: 1400, fisher: exact}}"
+def test_every_failure_of_a_configuration_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch of 1400 needs a matrix of 784 MB; the others need less than 100 MB beside the 250 of a worker."""
+    write(tmp_path, "{target: 'picky:load', name: picky}", trials=8, updates=5)
+    (tmp_path / "picky.py").write_text(PICKY)
     monkeypatch.setenv("KFTUNE_MEMORY_LIMIT", str(900 * 2**20))
-    code, out, err = ended(start(tmp_path, "--set", f"optimizers=[sgd, {method}]"))
+    overrides = (f"optimizers=[{METHOD}]", "sampler={name: grid, points: 2}")
+    code, out, err = ended(start(tmp_path, *(word for override in overrides for word in ("--set", override))))
     assert (code, err) == (0, ""), out + err
-    outcomes = {(run.study, run.trial): run.result.outcome for run in runs_of(tmp_path)}
+    is_complete(tmp_path, 8)
+    outcomes = {(run.params["lr"], run.params["batch_size"]): run.result.outcome for run in runs_of(tmp_path)}
     assert outcomes == {
-        ("faults/digits_mlp/sgd", 0): Outcome.COMPLETED,
-        ("faults/digits_mlp/sgd", 1): Outcome.COMPLETED,
-        ("faults/digits_mlp/natural_gradient", 0): Outcome.OUT_OF_MEMORY,
-        ("faults/digits_mlp/natural_gradient", 1): Outcome.OUT_OF_MEMORY,
+        (lr, size): {32: Outcome.CRASHED, 1400: Outcome.OUT_OF_MEMORY}.get(size, trained)
+        for lr, trained in ((0.1, Outcome.COMPLETED), (1e6, Outcome.DIVERGED))
+        for size in (32, 64, 128, 1400)
     }
+    messages = {run.result.outcome: run.result.message for run in runs_of(tmp_path)}
+    assert "ValueError: 32 examples are not to its taste" in messages[Outcome.CRASHED]
+    assert "not finite" in messages[Outcome.DIVERGED]
+    assert "allocate" in messages[Outcome.OUT_OF_MEMORY]
+
+    # They are all in the sorted losses: the good ones, those at the loss before training, those without a value.
+    with Repository.open(f"sqlite:///{tmp_path / 'study.db'}", read_only=True) as repository:
+        (results,) = load_results(repository)
+    figure = plot_sorted_losses(results, "picky")
+    assert figure is not None
+    (line,) = figure.data
+    untrained = next(iter(results.untrained.values()))
+    assert len(line.y) == 8
+    assert max(line.y[:2]) < untrained
+    assert list(line.y[2:]) == pytest.approx([untrained] * 6)
+    assert [SYMBOLS[None]] * 2 == [symbol.removesuffix("-open") for symbol in line.marker.symbol[:2]]
+    assert Counter(symbol.removesuffix("-open") for symbol in line.marker.symbol[2:]) == {
+        SYMBOLS[outcome]: 2 for outcome in (Outcome.CRASHED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY)
+    }
+    table = trials_frame([results])
+    assert Counter(table["failure"].dropna()) == {"crashed": 2, "diverged": 2, "out_of_memory": 2}
+    (best,) = best_configurations([results])
+    assert [outcomes[c.params["lr"], c.params["batch_size"]] for c in best.configurations] == [Outcome.COMPLETED] * 2
+    assert best.n_finished == 8
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,12 @@ def visible(
 
 
 def spread_out(n: int, most: int) -> list[int]:
-    """At most ``most`` of ``n`` ranked things, dense at the front: half of them the first, the others evenly behind."""
+    """At most ``most`` of ``n`` ranked things: the first few, an eighth of them, and of the others every so-manieth.
+
+    No more at the front, or a cloud of marks would look denser among the best than it is.
+    """
     if n <= most:
         return list(range(n))
-    front = most // 2
+    front = most // 8
     behind = np.linspace(front, n - 1, most - front).round().astype(int)
     return [*range(front), *behind.tolist()]

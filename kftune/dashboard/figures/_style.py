@@ -131,7 +131,7 @@ def value_axis(values: Iterable[float]) -> dict[str, Any]:
     axis: dict[str, Any] = {"type": "log", "minor": {"ticks": "outside", "ticklen": 2, "tickcolor": MUTED}}
     if high < _NO_RANGE * low:
         # Plotly would zoom in until rounding shows.
-        return axis | {"range": [math.log10(low / 2), math.log10(high * 2)], "dtick": "D2", "tickformat": "~g"}
+        return axis | {"range": [math.log10(low / 2), math.log10(high * 2)], "dtick": "D1", "tickformat": "~g"}
     if _SHORT_RANGE * low < high < _LONG_RANGE * low:
         # Left alone, Plotly labels every digit until they overlap.
         return axis | {"dtick": "D2", "tickformat": "~g"}

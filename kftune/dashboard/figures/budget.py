@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from kftune.analysis.budget import StudyOverBudget, budget_places, over_budget, tuned_for
 from kftune.analysis.curves import Across
-from kftune.analysis.results import FileResults
+from kftune.analysis.results import FileResults, TrialResults
 from kftune.dashboard.figures._arrays import floats, wholes
 from kftune.dashboard.figures._style import INK, OptimizerStyle, layout, optimizer_styles, value_axis
 from kftune.dashboard.figures.sorted_losses import SYMBOLS
@@ -89,7 +89,8 @@ def plot_best_over_budget(
                     "study": study.study,
                     "more": f"at budget %{{x:.4g}}: {what} %{{y:.4g}}",
                 },
-                line={"color": style.colour, "dash": style.dash, "width": 2},
+                # Between two evaluations nothing new is known.
+                line={"color": style.colour, "dash": style.dash, "width": 2, "shape": "hv"},
             )
         )
     figure.update_yaxes(value_axis(values))
@@ -115,26 +116,34 @@ def slider_data(file: FileResults, problem: str, over: Sequence[StudyOverBudget]
 def _study_data(file: FileResults, problem: str, over: StudyOverBudget) -> dict[str, Any]:
     (study,) = [study for study in file.of_problem(problem) if study.record.study == over.study]
     by_number = {trial.trial.number: trial for trial in study.trials}
-    trials = [by_number[number] for number in over.trials]
-    failed_at = [
-        min((_ended(run.result, over) for run in trial.runs if run.result.outcome is trial.failure), default=math.nan)
-        if trial.failure is not None
-        else math.nan
-        for trial in trials
-    ]
+    # A trial without a curve, such as one that crashed, was started too: it stands at the end, failed from the start.
+    drawn = set(over.trials)
+    without = [t for t in study.finished if t.trial.number not in drawn and t.failure is not None]
+    with_curve = [by_number[number] for number in over.trials]
+    trials = [*with_curve, *without]
+    failed_at = [*(_failed_at(trial, over) for trial in with_curve), *(0.0 for _ in without)]
     return {
         "optimizer": over.optimizer,
         "study": over.study,
-        "numbers": wholes(over.trials),
+        "numbers": wholes(trial.trial.number for trial in trials),
         "startup": np.array([trial.is_startup for trial in trials], dtype=np.uint8),
         "failedAt": floats(failed_at),
         "kind": np.array([_KINDS.index(trial.failure) for trial in trials], dtype=np.uint8),
-        "values": [floats(row.tolist()) for row in over.losses],
+        "values": [floats([*row.tolist(), *[None] * len(without)]) for row in over.losses],
         "best": list(over.best),
         "bestLosses": [
             loss(value) if trial is not None else "" for value, trial in zip(over.best_losses, over.best, strict=True)
         ],
     }
+
+
+def _failed_at(trial: TrialResults, over: StudyOverBudget) -> float:
+    """Where the first of its runs failed as the trial did; NaN if it did not."""
+    if trial.failure is None:
+        return math.nan
+    return min(
+        (_ended(run.result, over) for run in trial.runs if run.result.outcome is trial.failure), default=math.nan
+    )
 
 
 def _ended(result: RunResult, over: StudyOverBudget) -> float:

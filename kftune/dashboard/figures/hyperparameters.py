@@ -15,9 +15,9 @@ from kftune.dashboard.figures._style import INK, MUTED, RULE, SCALE, OptimizerSt
 from kftune.dashboard.figures.sorted_losses import SYMBOLS
 from kftune.dashboard.formatting import in_figure, objective_title
 
-__all__ = ["map_pairs", "plot_map", "plot_parallel_coordinates", "plot_slices"]
+__all__ = ["MOST_POINTS", "map_pairs", "plot_map", "plot_parallel_coordinates", "plot_slices"]
 
-_MOST_POINTS, _MOST_LINES = 400, 120
+MOST_POINTS, _MOST_LINES = 400, 120
 _COLUMNS, _ROW_HEIGHT = 4, 230
 _SMALL = {"size": 11, "color": MUTED}
 _USUAL_PAIRS = (("lr", "damping"), ("lr", "batch_size"), ("lr", "effective_batch_size"), ("lr", "momentum"))
@@ -32,7 +32,7 @@ class _Valued(NamedTuple):
 
 
 def _valued(study: StudyResults, most: int, *, evenly: bool = False) -> list[_Valued]:
-    """The trials to draw, best first; of many, every so-manieth or, if not ``evenly``, more of the best."""
+    """The trials to draw, best first; of many every so-manieth and, if not ``evenly``, all of the very best."""
     trials = [t for t in study.finished if t.trial.value is not None and math.isfinite(t.trial.value)]
     trials.sort(key=lambda trial: (trial.trial.value, trial.trial.number))
     chosen = list(range(0, len(trials), -(-len(trials) // most) or 1)) if evenly else spread_out(len(trials), most)
@@ -49,7 +49,7 @@ def plot_slices(study: StudyResults, style: OptimizerStyle) -> go.Figure | None:
     Returns:
         None while there is no trial with a value, or nothing is searched.
     """
-    drawn, dimensions = _valued(study, _MOST_POINTS), scales(study)
+    drawn, dimensions = _valued(study, MOST_POINTS), scales(study)
     if not drawn or not dimensions:
         return None
     what = objective_title(study.objective)
@@ -118,6 +118,8 @@ def _n_best(study: StudyResults) -> int:
 def plot_parallel_coordinates(study: StudyResults) -> go.Figure | None:
     """Every trial a line over all hyperparameters, the best fifth darkest (on dark paper: lightest) and on top.
 
+    Of many trials every so-manieth is drawn.
+
     Args:
         study: one optimizer on one problem.
 
@@ -127,7 +129,6 @@ def plot_parallel_coordinates(study: StudyResults) -> go.Figure | None:
     drawn, dimensions = _valued(study, _MOST_LINES, evenly=True), scales(study)
     if not drawn or len(dimensions) < 2:
         return None
-    n = 1 + max(entry.place for entry in drawn)
     n_axes = len(dimensions)
     whole = layout(
         x_title="",
@@ -155,10 +156,16 @@ def plot_parallel_coordinates(study: StudyResults) -> go.Figure | None:
         ],
     )
     fifths: list[list[_Valued]] = [[] for _ in SCALE]
-    for entry in drawn:
-        fifths[min(4, 5 * entry.place // n)].append(entry)
+    for entry, fifth in zip(drawn, _fifths(drawn), strict=True):
+        fifths[fifth].append(entry)
     traces = [_polylines(study, fifths[i], i, dimensions) for i in (4, 3, 2, 1, 0) if fifths[i]]
     return go.Figure(data=traces, layout=whole)
+
+
+def _fifths(drawn: Sequence[_Valued]) -> list[int]:
+    """Which fifth of the trials each belongs to, 0 the best; one of which no run ended well never stands out."""
+    n = 1 + max(entry.place for entry in drawn)
+    return [min(4, 5 * entry.place // n) if entry.trial.successes else 4 for entry in drawn]
 
 
 def _polylines(study: StudyResults, drawn: Sequence[_Valued], fifth: int, dimensions: Sequence[Scale]) -> go.Scatter:
@@ -201,11 +208,11 @@ def plot_map(study: StudyResults, pair: tuple[str, str]) -> go.Figure | None:
         None while there is no trial with a value.
     """
     x_scale, y_scale = (next(scale for scale in scales(study) if scale.name == name) for name in pair)
-    drawn = [entry for entry in _valued(study, _MOST_POINTS) if all(name in entry.trial.trial.params for name in pair)]
+    drawn = [entry for entry in _valued(study, MOST_POINTS) if all(name in entry.trial.trial.params for name in pair)]
     if not drawn:
         return None
     n = 1 + max(entry.place for entry in drawn)
-    fifths = [min(4, 5 * entry.place // n) for entry in drawn]
+    fifths = _fifths(drawn)
     traces = []
     for fifth in (4, 3, 2, 1, 0):
         mine = [entry for entry, of in zip(drawn, fifths, strict=True) if of == fifth]

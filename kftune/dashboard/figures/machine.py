@@ -10,6 +10,7 @@ from kftune.analysis.health import health
 from kftune.analysis.results import FileResults
 from kftune.dashboard.figures._arrays import floats, spread_out, wholes
 from kftune.dashboard.figures._style import MUTED, OptimizerStyle, layout, optimizer_styles
+from kftune.dashboard.formatting import time_unit
 
 __all__ = ["plot_machine"]
 
@@ -35,8 +36,8 @@ def plot_machine(file: FileResults, *, styles: Mapping[str, OptimizerStyle] | No
     # The worst of many are drawn whatever happens, of the others every so-manieth.
     worst_first = sorted(range(len(readings)), key=lambda i: -abs(readings[i].slowdown - 1))
     kept = {worst_first[i] for i in spread_out(len(readings), _MOST)}
-    hours = {i: (readings[i].started_at - start).total_seconds() / 3600 for i in kept}
-    scale, unit = (60.0, "min") if max(hours.values()) < 3 else (1.0, "h")
+    after = {i: (readings[i].started_at - start).total_seconds() for i in kept}
+    scale, unit = time_unit(max(after.values()))
     figure = go.Figure(
         layout=layout(
             x_title=f"start of the run, after the first ({unit})", y_title="time of the reference workload, × usual"
@@ -49,7 +50,7 @@ def plot_machine(file: FileResults, *, styles: Mapping[str, OptimizerStyle] | No
             continue
         figure.add_trace(
             go.Scatter(
-                x=floats(scale * hours[i] for i in mine),
+                x=floats(after[i] / scale for i in mine),
                 y=floats(readings[i].slowdown for i in mine),
                 mode="markers",
                 customdata=wholes(readings[i].trial for i in mine),

@@ -13,7 +13,7 @@ from kftune.analysis.best_of_k import BestOfK, best_of_k_curves
 from kftune.analysis.results import FileResults
 from kftune.dashboard.figures._arrays import floats, visible
 from kftune.dashboard.figures._style import OptimizerStyle, layout, optimizer_styles, value_axis
-from kftune.dashboard.formatting import in_figure, objective_title
+from kftune.dashboard.formatting import in_figure, objective_title, time_unit
 
 __all__ = ["Spent", "plot_best_of_k", "plot_best_so_far"]
 
@@ -111,7 +111,7 @@ def plot_best_so_far(
     styles = styles if styles is not None else optimizer_styles(file.optimizers)
     scale, unit = 1.0, ""
     if against == "spent_seconds":
-        scale, unit = _unit(max(curve.spent_seconds[-1] for curve in curves))
+        scale, unit = time_unit(max(curve.spent_seconds[-1] for curve in curves))
     x_title = f"wall time of all runs ({unit})" if unit else _X_TITLES[against]
     figure = go.Figure(layout=layout(x_title=x_title, y_title=f"best {objective_title(file.objective)} so far"))
     for curve in curves:
@@ -135,11 +135,6 @@ def plot_best_so_far(
         )
     figure.update_yaxes(value_axis(best for curve in curves for best in curve.best if not math.isnan(best)))
     figure.update_xaxes(rangemode="tozero")
+    if against == "trials" and max(curve.trials[-1] for curve in curves) < 10:
+        figure.update_xaxes(dtick=1)  # there is no half of a trial
     return figure
-
-
-def _unit(seconds: float) -> tuple[float, str]:
-    """Seconds of one unit in which a time reads well, and its name."""
-    if seconds < 300:
-        return 1.0, "s"
-    return (60.0, "min") if seconds < 3 * 3600 else (3600.0, "h")

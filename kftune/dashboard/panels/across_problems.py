@@ -13,6 +13,10 @@ from kftune.dashboard.parts import Cell, Figure, Missing, Panel, Part, Plots, Ta
 
 __all__ = ["across_panel"]
 
+_PROFILES = (
+    "problems on which an optimizer's best configuration reaches the target, the upper median of the optimizers' "
+    "losses, within a multiple of the fastest one's seconds: high on the left is best"
+)
 _SYMBOLS = ("●", "■", "◆", "▲", "✚", "✖", "★", "⬢")
 
 
@@ -35,6 +39,8 @@ def across_panel(subject: Subject) -> Panel:
             parts = [_spread_table(spreads, names, file.problems), Plots(figures)]
         parts.append(_transfer_part(transfers([file])))
         profiles = plot_performance_profiles(file, styles=subject.styles)
+        if profiles is not None:
+            parts.append(Table((), (), caption="Performance profiles", note=_PROFILES))
         parts.append(
             plots(
                 [(profiles, "performance profiles over the problems")],

@@ -48,7 +48,7 @@ def batch_panel(subject: Subject) -> Panel:
         sentence="Every trial that ended well: at equal seconds a large batch costs updates, at equal updates it only "
         "helps; an optimizer whose marks stay low to the right makes use of large batches. The share of inversion "
         "falls as batches grow.",
-        parts=[plots(drawn, missing=nothing_yet(subject))],
+        parts=[plots(drawn, missing=nothing_yet(subject), marks=[s.record.optimizer for s in subject.studies])],
     )
 
 
@@ -103,7 +103,7 @@ def _table(subject: Subject) -> Table:
             Cell(anatomy.optimizer, "text", optimizer=anatomy.optimizer),
             Cell(number(1000 * anatomy.seconds_per_update, 3), "main"),
             Cell("–", "none") if anatomy.against_sgd is None else Cell(number(anatomy.against_sgd, 3)),
-            Cell(number(float(anatomy.examples_per_update), 4)),
+            Cell(f"{anatomy.examples_per_update:.0f}"),
             *(_share(anatomy.phase_shares.get(phase, 0.0)) for phase in ("statistics", "inversion", "preconditioning")),
             Cell(str(anatomy.n_runs)),
         ]

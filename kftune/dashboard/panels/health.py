@@ -36,6 +36,7 @@ def health_panel(subject: Subject) -> Panel:
             [(drift, "time of the reference workload during every run")],
             missing="No run was calibrated: runs made from now on with a budget in seconds measure the machine's "
             "speed.",
+            marks=file.optimizers,
         )
     )
     if found.flagged:
@@ -121,7 +122,7 @@ def _flagged(readings: Sequence[MachineReading]) -> Table:
         Cell("× usual"),
         Cell("began", "text"),
         Cell("device", "text"),
-        Cell("", "text"),
+        Cell("result", "text"),
     ]
     worst = sorted(readings, key=lambda reading: -abs(reading.slowdown - 1))[:_MOST_FLAGGED]
     rows = [
@@ -130,7 +131,7 @@ def _flagged(readings: Sequence[MachineReading]) -> Table:
             Cell(str(reading.trial)),
             Cell(str(reading.repeat)),
             Cell(str(reading.attempt)),
-            Cell(number(reading.slowdown, 3), "main"),
+            Cell(f"{reading.slowdown:.2f}", "main"),
             Cell(clock_time(reading.started_at), "text"),
             Cell(reading.device, "text"),
             Cell("made again" if reading.is_superseded else "counts", "text"),

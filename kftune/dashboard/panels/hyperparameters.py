@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from kftune.analysis.best import BestConfiguration, StudyBest, best_of_study
 from kftune.analysis.gate import HuggedEdge, hugged_edges
 from kftune.analysis.results import StudyResults
-from kftune.dashboard.figures.hyperparameters import map_pairs, plot_map, plot_parallel_coordinates, plot_slices
+from kftune.dashboard.figures.hyperparameters import (
+    MOST_POINTS,
+    map_pairs,
+    plot_map,
+    plot_parallel_coordinates,
+    plot_slices,
+)
 from kftune.dashboard.figures.importance import importances, plot_importance
 from kftune.dashboard.formatting import loss, number, outcome_title
 from kftune.dashboard.panels._subject import TOP, Subject, nothing_yet
@@ -27,9 +33,14 @@ def hyperparameters_panel(subject: Subject) -> Panel:
         sentence="Filled marks are an optimizer's best tenth (crosses and the like are failures); dotted lines are the "
         "edges of the search box: where the best crowd at an edge, the box was too small. In maps and parallel "
         "coordinates the best fifth stands out most. The values of the best are those of the search: they were chosen "
-        "for being low on these very seeds.",
+        "for being low on these very seeds."
+        + (" Of many trials only a part is drawn." if _is_thinned(subject) else ""),
         parts=[Chooser(f"{subject.file.name}/{subject.problem}/hyperparameters", "optimizer", choices)],
     )
+
+
+def _is_thinned(subject: Subject) -> bool:
+    return any(len(study.finished) > MOST_POINTS for study in subject.studies)
 
 
 def _of_optimizer(subject: Subject, study: StudyResults) -> list[Part]:
@@ -102,7 +113,7 @@ def _edges_table(edges: Sequence[HuggedEdge]) -> Table:
         Cell("of the best trials there"),
         Cell("box"),
         Cell("try"),
-        Cell("", "text"),
+        Cell("note", "text"),
     ]
     rows = []
     for edge in edges:

@@ -50,8 +50,8 @@ def learning_curves_panel(subject: Subject) -> Panel:
     return Panel(
         key="learning-curves",
         title="Learning curves of the best configurations",
-        sentence="Left against seconds, right against updates: few but good steps show on the right, what they cost on "
-        "the left. "
+        sentence="First against seconds, then against updates: few but good steps show against updates, what they cost "
+        "against seconds. "
         + (
             f"Thick: the best configuration, mean and range over its repeats; thin: the next {top - 1}."
             if top > 1

@@ -31,8 +31,8 @@ def tunability_panel(subject: Subject) -> Panel:
     return Panel(
         key="tunability",
         title="Tunability",
-        sentence="Above: the loss to expect from the best of k random configurations (start-up trials only, 95 "
-        "% band): the flatter, the less tuning is needed. Below: what the search really found, "
-        "which guided trials may have improved.",
+        sentence="Above: the loss to expect from the best of k random configurations (start-up trials only; the 95 % "
+        "band ends where they are too few for one): the flatter, the less tuning is needed. Below: what the search "
+        "really found, which guided trials may have improved.",
         parts=parts,
     )

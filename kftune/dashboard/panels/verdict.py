@@ -25,7 +25,7 @@ def verdict_panel(subject: Subject) -> Panel:
         sentence = (
             "The confirmed loss is that of the chosen configuration on fresh seeds, with its 95 % interval; the tuned "
             "loss is what the search saw on the seeds it chose by, and promises too much: the two are never "
-            "ranked together."
+            "ranked together. In the figure, filled marks with their interval are confirmed, open marks are tuned."
         )
     else:
         sentence = (
@@ -61,7 +61,11 @@ def _table(subject: Subject, verdict: ProblemVerdict) -> Table:
         Cell(f"tuned {subject.what}"),
         Cell("seconds"),
         Cell("updates"),
-        Cell("s to target" if target is None else f"s to {loss(target)}"),
+        Cell(
+            "seconds to target" if target is None else f"seconds to {loss(target)}",
+            title="train seconds until the mean over the best configuration's runs is at or below this loss, the upper "
+            "median of the optimizers' losses",
+        ),
         Cell("trials"),
         Cell("runs that failed", "text"),
         Cell("provisional", "text"),

@@ -234,7 +234,7 @@
           [study.optimizer, "text"],
           [isKnown ? loss : "–", "main"],
           [best ?? "–", "number"],
-          [params.join(", ") || "no trial has ended well", "text"],
+          [params.join(", ") || "no trial has ended well", "text wrap"],
         ], "td");
       }),
     );
