@@ -72,13 +72,18 @@ def best_share(study: StudyResults) -> list[TrialResults]:
     return ranked[:n] if len(ranked) >= _AT_LEAST else []
 
 
-def hugged_edges(study: StudyResults) -> list[HuggedEdge]:
+def hugged_edges(study: StudyResults, *, n_train: int | None = None) -> list[HuggedEdge]:
     """Edges of a study's box that more than half of its best tenth hug, by dimension in the order of the space.
 
     Near is within 5 % of the box's width on the searched scale. So that whole numbers with few values are judged
     alike, it must also be unlikely: under 1 % if the best trials lay anywhere in the box (binomial tail). Dimensions
     that are categorical, fixed, or inactive in some of these trials are looked at only where they are active, in 3
     trials or more.
+
+    Args:
+        study: one optimizer on one problem.
+        n_train: number of the problem's training examples, beyond which no batch size is wider; it is not stored with
+            results. Without it a wider box of batch sizes carries a note that says so.
     """
     best = best_share(study)
     sampled = [trial.trial.params for trial in best]
@@ -90,7 +95,8 @@ def hugged_edges(study: StudyResults) -> list[HuggedEdge]:
         for at_top in (False, True):
             near = [place for place in places if (1 - place if at_top else place) <= _NEAR]
             if 2 * len(near) > len(places) and _is_unlikely(len(near), len(places), edges, at_top):
-                found.append(_hugged(study, edges, at_top, share=len(near) / len(places), n_best=len(places)))
+                share = len(near) / len(places)
+                found.append(_hugged(study, edges, at_top, share=share, n_best=len(places), n_train=n_train))
     return found
 
 
@@ -108,12 +114,17 @@ def _share_near(edges: Edges, at_top: bool) -> float:
     return 1 - reached if at_top else reached
 
 
-def _hugged(study: StudyResults, edges: Edges, at_top: bool, *, share: float, n_best: int) -> HuggedEdge:
+def _hugged(
+    study: StudyResults, edges: Edges, at_top: bool, *, share: float, n_best: int, n_train: int | None
+) -> HuggedEdge:
     dimension = edges.dimension
     is_complement = isinstance(dimension, Float) and dimension.complement
     edge: Literal["low", "high"] = "high" if at_top != is_complement else "low"
     low, high = float(dimension.low), float(dimension.high)
     wider = _wider_complement(edges, at_top) if is_complement else _wider(edges, at_top)
+    is_larger_batch = edges.name in _BATCH_SIZES and at_top
+    if is_larger_batch and wider is not None and n_train is not None:
+        wider = (wider[0], min(wider[1], float(n_train))) if high < n_train else None
     return HuggedEdge(
         study=study.record.study,
         problem=study.record.problem,
@@ -125,7 +136,7 @@ def _hugged(study: StudyResults, edges: Edges, at_top: bool, *, share: float, n_
         n_best=n_best,
         box=(low, high),
         wider=wider,
-        note="at most the number of training examples" if edges.name in _BATCH_SIZES and at_top and wider else "",
+        note="at most the number of training examples" if is_larger_batch and wider and n_train is None else "",
     )
 
 

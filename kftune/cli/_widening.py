@@ -30,10 +30,12 @@ def widened_study(config: StudyConfig) -> StudyConfig:
 
     with Repository.open(config.storage, create=False) as repository:
         (file,) = load_results(repository, [config.name])
-        edges = [edge for study in file.studies for edge in hugged_edges(study) if edge.wider is not None]
+        n_train = {plan.study: PROBLEMS.get(plan.problem_name).n_train for plan in config.plans()}
+        found = [edge for s in file.studies for edge in hugged_edges(s, n_train=n_train.get(s.record.study))]
+        edges = [edge for edge in found if edge.wider is not None]
         if not edges:
             raise UsageError(f"{config.name}: the best trials hug no edge of a box that could be wider")
-        most = min(PROBLEMS.get(plan.problem_name).n_train for plan in config.plans())
+        most = min(n_train.values())
         boxes: dict[tuple[str, str], tuple[float, float]] = {}
         for edge in edges:
             say(f"{edge.study}: {edge_advice(edge)}")

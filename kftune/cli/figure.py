@@ -28,6 +28,12 @@ def figure(
     of: Annotated[
         str | None, typer.Option("--of", help="Which hyperparameter, pair of them (lr,damping) or reading.")
     ] = None,
+    at: Annotated[
+        float | None,
+        typer.Option(
+            "--at", metavar="SECONDS", help="As it was after so much of the budget, for figures that depend on it."
+        ),
+    ] = None,
     width: Annotated[int | None, typer.Option("--width", min=100, max=8000, help="In pixels.")] = None,
     height: Annotated[int | None, typer.Option("--height", min=100, max=8000, help="In pixels.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the figures.")] = False,
@@ -47,7 +53,7 @@ def figure(
     if len(files) > 1:
         raise UsageError(f"a figure is of one study file: name one of {', '.join(file.name for file in files)}")
     (file,) = files
-    request = make_request(name, file, problem=problem, optimizer=optimizer, of=of)
+    request = make_request(name, file, problem=problem, optimizer=optimizer, of=of, at=at)
     written = write_figure(name, request, out=out, database=database, width=width, height=height)
     if as_json:
         print_json({"path": str(written), "figure": name, "study": file.name})
@@ -59,8 +65,16 @@ def _list(*, as_json: bool) -> None:
     from kftune.dashboard.figures.catalogue import FIGURES
 
     if as_json:
-        print_json([{"name": name, "about": kind.scope, "shows": kind.sentence} for name, kind in FIGURES.items()])
+        print_json(
+            [
+                {"name": name, "about": kind.scope, "shows": kind.sentence, "at": kind.has_at}
+                for name, kind in FIGURES.items()
+            ]
+        )
         return
     about = {"dimension": "--of", "pair": "--optimizer --of", "reading": "--of", "optimizer": "--optimizer"}
-    rows = [(name, kind.sentence, about.get(kind.scope, "")) for name, kind in FIGURES.items()]
-    print_table(("figure", "shows", "needs"), rows, wrap=("shows",))
+    rows = [
+        (name, kind.sentence, "may have --at" if kind.has_at else about.get(kind.scope, ""))
+        for name, kind in FIGURES.items()
+    ]
+    print_table(("figure", "shows", "options"), rows, wrap=("shows",))

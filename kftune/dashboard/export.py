@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 
+from kftune.analysis.budget import tuned_for
 from kftune.analysis.results import FileResults
 from kftune.dashboard.figures._style import optimizer_styles
 from kftune.dashboard.figures.catalogue import FIGURES, FigureKind, Request
+from kftune.dashboard.formatting import number
 from kftune.dashboard.page import render_panels, write_whole
 from kftune.dashboard.parts import Figure, Panel, Plots
 from kftune.errors import UnknownNameError, UsageError
@@ -34,7 +37,13 @@ def figure_kind(name: str) -> FigureKind:
 
 
 def make_request(
-    name: str, file: FileResults, *, problem: str | None = None, optimizer: str | None = None, of: str | None = None
+    name: str,
+    file: FileResults,
+    *,
+    problem: str | None = None,
+    optimizer: str | None = None,
+    of: str | None = None,
+    at: float | None = None,
 ) -> Request:
     """What is to be drawn, checked; what is not said is chosen where there is one choice only.
 
@@ -44,10 +53,11 @@ def make_request(
         problem: label.
         optimizer: label.
         of: hyperparameter, pair of them (``"lr,damping"``), or reading.
+        at: seconds of training, the place of the page's budget slider.
 
     Raises:
         UnknownNameError: of an unknown figure, problem, optimizer, hyperparameter or reading.
-        UsageError: something that is needed was not said.
+        UsageError: something that is needed was not said, or the figure does not depend on ``at`` or has no such place.
     """
     kind = figure_kind(name)
     needs_problem = kind.scope not in ("file", "dimension")
@@ -57,6 +67,7 @@ def make_request(
         problem=_one("problem", problem, file.problems, needed=needs_problem),
         optimizer=_one("optimizer", optimizer, file.optimizers, needed=needs_optimizer),
         styles=optimizer_styles(file.optimizers),
+        at=None if at is None else _place(name, file, at),
     )
     choices = kind.choices(request)
     if kind.scope not in ("dimension", "pair", "reading"):
@@ -64,7 +75,20 @@ def make_request(
     if not choices:
         raise UsageError(f"{file.name} has nothing to draw as {name!r}: {kind.sentence}")
     chosen = _one("value of --of", of, choices, needed=True)
-    return Request(file=file, problem=request.problem, optimizer=request.optimizer, styles=request.styles, of=chosen)
+    return replace(request, of=chosen)
+
+
+def _place(name: str, file: FileResults, at: float) -> float:
+    """A place of the budget slider, checked."""
+    if not FIGURES[name].has_at:
+        able = ", ".join(known for known, kind in FIGURES.items() if kind.has_at)
+        raise UsageError(f"--at: {name} does not depend on the budget (figures that do: {able})")
+    budget = tuned_for(file)
+    if budget is None:
+        raise UsageError(f"--at is in seconds, and the budget of {file.name} is not")
+    if not 0 < at <= budget:
+        raise UsageError(f"--at must be above 0 and at most the budget, {number(budget)} seconds, got {number(at)}")
+    return at
 
 
 def _one(what: str, said: str | None, available: tuple[str, ...] | list[str], *, needed: bool) -> str:

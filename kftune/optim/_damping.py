@@ -24,6 +24,7 @@ from kftune.optim._linalg import (
     solve_between,
     solve_rows,
 )
+from kftune.optim._products import product
 
 _T = TypeVar("_T")
 
@@ -95,16 +96,17 @@ def is_preconditioner(state: Mapping[str, Tensor]) -> bool:
 def precondition(V: Tensor, preconditioner: Preconditioner, damping: float) -> Tensor:
     """P, the preconditioned gradient; V and P are (d_G, d_A). ``damping`` matters for ``exact`` only."""
     if "gradient_inverse" in preconditioner:
-        return preconditioner["gradient_inverse"] @ V @ preconditioner["input_inverse"]
+        return product(product(preconditioner["gradient_inverse"], V), preconditioner["input_inverse"])
     if "gradient_cholesky" in preconditioner:
         return solve_between(preconditioner["gradient_cholesky"], V, preconditioner["input_cholesky"])
     U_A, U_G = preconditioner["input_vectors"], preconditioner["gradient_vectors"]
     curvature = torch.outer(preconditioner["gradient_values"], preconditioner["input_values"])
-    return U_G @ ((U_G.T @ V @ U_A) / (curvature + damping)) @ U_A.T
+    rotated = product(product(U_G.T, V), U_A)
+    return product(product(U_G, rotated / (curvature + damping)), U_A.T)
 
 
 def precondition_rows(rows: Tensor, preconditioner: Preconditioner, side: Literal["input", "gradient"]) -> Tensor:
     """Rows of ā (or g), (n, d), times the damped A⁻¹ (or G⁻¹); not for ``exact``, which is no product of the two."""
     if f"{side}_inverse" in preconditioner:
-        return rows @ preconditioner[f"{side}_inverse"]
+        return product(rows, preconditioner[f"{side}_inverse"])
     return solve_rows(rows, preconditioner[f"{side}_cholesky"])

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kftune.optim._products import product
 from kftune.optim._statistics import Rows
 
 _CHUNK = 2**20  # entries of per-example gradients held at a time; on a CPU 2¹⁶ to 2²⁰ are equally fast
@@ -35,8 +36,8 @@ def add_second_moments(total: Tensor, rows: Rows, basis: Basis) -> None:
     """
     n, n_positions, d_A = rows.inputs.shape
     if n_positions == 1:  # (e·x)² = e²·x²: one product
-        inputs = (rows.inputs[:, 0] @ basis.input_vectors).square_()
-        gradients = (rows.gradients[:, 0] @ basis.gradient_vectors).square_()
+        inputs = product(rows.inputs[:, 0], basis.input_vectors).square_()
+        gradients = product(rows.gradients[:, 0], basis.gradient_vectors).square_()
         total.addmm_(gradients.T, inputs)
         return
     step = max(1, _CHUNK // (d_A * rows.gradients.shape[2]))
@@ -73,14 +74,14 @@ def solve(rotated: Tensor, S: Tensor, damping: float, basis: Basis) -> tuple[Ten
         basis: of the layer.
     """
     scaled = rotated / (S + damping)
-    return basis.gradient_vectors @ scaled @ basis.input_vectors.T, torch.sum(rotated * scaled)
+    return product(product(basis.gradient_vectors, scaled), basis.input_vectors.T), torch.sum(rotated * scaled)
 
 
 def rotated_gradient(V: Tensor, basis: Basis) -> Tensor:
     """U_GᵀVU_A, (d_G, d_A)."""
-    return basis.gradient_vectors.T @ V @ basis.input_vectors
+    return product(product(basis.gradient_vectors.T, V), basis.input_vectors)
 
 
 def rotated_gradient_of_rows(inputs: Tensor, gradients: Tensor, n_examples: int, basis: Basis) -> Tensor:
     """U_GᵀVU_A for V = (1/N)EᵀĀ that was never formed; E is (R, d_G), Ā is (R, d_A)."""
-    return (gradients @ basis.gradient_vectors).T @ (inputs @ basis.input_vectors).div_(n_examples)
+    return product(product(gradients, basis.gradient_vectors).T, product(inputs, basis.input_vectors).div_(n_examples))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 192  # rows of a strip of add_gram; 128 to 256 are equally fast
+_TILE = 128  # rows and columns of what symmetrize_ transposes at a time
 
 
 def add_gram(total: Tensor, x: Tensor) -> None:
@@ -42,8 +43,12 @@ def add_homogeneous_gram(total: Tensor, x: Tensor) -> None:
 
 def symmetrize_(matrix: Tensor) -> Tensor:
     """Copy the lower triangle to the upper one, in place."""
-    matrix.tril_()
-    return matrix.add_(matrix.tril(-1).T)
+    for start in range(0, len(matrix), _TILE):  # tile by tile, which stay in the cache while they are transposed
+        end = start + _TILE
+        matrix[start:end, end:] = matrix[end:, start:end].T
+        corner = matrix[start:end, start:end]
+        corner.copy_(corner.tril() + corner.tril(-1).T)
+    return matrix
 
 
 def decay_of(k: int, factor_decay: float) -> float:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kftune.optim._factors import add_gram, symmetrize_
+from kftune.optim._products import padded_zeros
 from kftune.optim._statistics import Rows, WeightSharing
 
 
@@ -25,7 +26,7 @@ class RowsOrGram:
         self._rows.append(rows)
         if self.n_rows >= rows.shape[1]:
             if self._gram is None:
-                self._gram = rows.new_zeros(rows.shape[1], rows.shape[1])
+                self._gram = padded_zeros(rows.shape[1], rows.shape[1], like=rows)
             for part in self._rows:
                 add_gram(self._gram, part)
             self._rows = []

@@ -18,6 +18,7 @@ from kftune.optim._adam import adamw_step
 from kftune.optim._base import LayerSize, ModelOptimizer, Phase, all_finite, check_count, check_range
 from kftune.optim._factors import add_gram, debiased_decay_of
 from kftune.optim._momentum import can_fuse
+from kftune.optim._products import padded_zeros
 
 Side: TypeAlias = Literal["left", "right"]
 
@@ -97,7 +98,7 @@ class MatrixwiseOptimizer(ModelOptimizer):
             decay = debiased_decay_of(state["n_updates"], self._factor_decay)
             for side in self._sides[p]:
                 rows = gradient.T if side == "left" else gradient
-                moment = rows.new_zeros(rows.shape[1], rows.shape[1])
+                moment = padded_zeros(rows.shape[1], rows.shape[1], like=rows)
                 add_gram(moment, rows)
                 state[f"{side}_covariance"] = state.get(f"{side}_covariance", moment).lerp_(moment, 1 - decay)
 

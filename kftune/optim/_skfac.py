@@ -18,6 +18,7 @@ from torch import Tensor
 from kftune.optim._factors import add_gram, symmetrize_
 from kftune.optim._layers import Layer
 from kftune.optim._linalg import damped_choleskys, solve_rows
+from kftune.optim._products import padded_zeros
 from kftune.optim._statistics import Statistics, WeightSharing
 
 
@@ -137,7 +138,7 @@ class _Gathering:
         self._parts.append(rows)
         if self.n >= self._d:
             if self._total is None:
-                self._total = rows.new_zeros(self._d, self._d)
+                self._total = padded_zeros(self._d, self._d, like=rows)
             for part in self._parts:
                 add_gram(self._total, part)
             self._parts = []

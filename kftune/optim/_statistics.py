@@ -11,6 +11,7 @@ from torch import Tensor
 from kftune.optim._factors import add_gram, add_homogeneous_gram, symmetrize_
 from kftune.optim._layers import ConvLayer, Layer
 from kftune.optim._patches import mean_patch
+from kftune.optim._products import padded_zeros
 
 WeightSharing: TypeAlias = Literal["expand", "reduce"]
 """What becomes of the T positions (of a sequence, of an image) at which a layer's weight is used: ``expand`` takes
@@ -77,7 +78,7 @@ class Statistics:
         """Add the module's input at one use of a layer."""
         layer = self._layers[name]
         if name not in self._inputs:
-            self._inputs[name] = layer.weight.new_zeros(layer.d_A, layer.d_A)
+            self._inputs[name] = padded_zeros(layer.d_A, layer.d_A, like=layer.weight)
         if self._reduce:
             rows = self._input_rows(layer, a)
             (add_gram if layer.bias is None else add_homogeneous_gram)(self._inputs[name], rows)
@@ -101,7 +102,7 @@ class Statistics:
         """Add the gradient by the module's output at one use of a layer."""
         layer = self._layers[name]
         if name not in self._gradients:
-            self._gradients[name] = layer.weight.new_zeros(layer.d_G, layer.d_G)
+            self._gradients[name] = padded_zeros(layer.d_G, layer.d_G, like=layer.weight)
         add_gram(self._gradients[name], self._gradient_rows(layer, g))
 
     def _gradient_rows(self, layer: Layer, g: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kftune.optim._products import product
 from kftune.optim._statistics import Rows
 
 _STRIP = 128  # rows of a strip of a symmetric product, of which only one triangle is needed
@@ -22,7 +23,7 @@ def flat(rows: Rows) -> tuple[Tensor, Tensor]:
 def gradient(rows: Rows) -> Tensor:
     """V = (1/N)EᵀĀ, (d_G, d_A)."""
     inputs, gradients = flat(rows)
-    return gradients.T @ inputs / len(rows.inputs)
+    return product(gradients.T, inputs).div_(len(rows.inputs))
 
 
 def product_flops(n_rows: int, d_A: int, d_G: int) -> float:
@@ -48,7 +49,7 @@ def inner_product(rows: Rows, solved_inputs: Tensor, solved_gradients: Tensor, P
     (inputs, gradients), n = flat(rows), len(rows.inputs)
     n_rows, d_A, d_G = len(inputs), inputs.shape[1], gradients.shape[1]
     if _triangle_flops(n_rows, d_A, d_G) >= 2 * n_rows * d_A * d_G:
-        return torch.sum((gradients @ P) * inputs) / n
+        return torch.sum(product(gradients, P) * inputs) / n
     total = P.new_zeros(())
     strip = _STRIP if P.device.type == "cpu" else n_rows  # a GPU is faster with one large product
     for start in range(0, n_rows, strip):

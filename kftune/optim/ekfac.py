@@ -16,6 +16,7 @@ from kftune.optim._kronecker import KroneckerOptimizer, Preconditioned
 from kftune.optim._layers import ConvLayer, Layer
 from kftune.optim._likelihoods import Fisher
 from kftune.optim._linalg import eigendecompositions
+from kftune.optim._products import padded_zeros
 from kftune.optim._statistics import Rows, WeightSharing
 from kftune.optim._thin import flat
 from kftune.space import Float, Int, Space
@@ -147,7 +148,8 @@ class EKFAC(KroneckerOptimizer):
         for name in rows:
             if self._is_inverted(name):
                 if name not in self._second_moments:
-                    self._second_moments[name] = torch.zeros_like(self._layer_state[name]["scalings"])
+                    S = self._layer_state[name]["scalings"]
+                    self._second_moments[name] = padded_zeros(*S.shape, like=S)
                 add_second_moments(self._second_moments[name], rows[name], self._basis(name))
 
     # What is done with it.

@@ -24,6 +24,7 @@ from kftune.optim._layerwise import LayerwiseOptimizer
 from kftune.optim._likelihoods import FISHERS, Fisher
 from kftune.optim._linalg import damped_inverses
 from kftune.optim._momentum import decayed_gradients, momentum_step
+from kftune.optim._products import product
 from kftune.optim._statistics import WeightSharing
 from kftune.optim._thin import flat
 from kftune.space import Float, Int, Space
@@ -212,9 +213,9 @@ class FOOF(LayerwiseOptimizer):
             if name in self._gradient_rows:
                 inputs, g = flat(self._gradient_rows[name])
                 scale = dampings[name] / len(self._gradient_rows[name].inputs)
-                found[name] = g.T @ (inputs @ state["input_inverse"]).mul_(scale)
+                found[name] = product(g.T, product(inputs, state["input_inverse"]).mul_(scale))
             elif "input_inverse" in state:
-                P = self._layers[name].join(gradients) @ state["input_inverse"]
+                P = product(self._layers[name].join(gradients), state["input_inverse"])
                 found[name] = P.mul_(self._scale(P, state, dampings[name]))
         return gradients | self._split(found)
 

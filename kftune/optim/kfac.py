@@ -32,6 +32,7 @@ from kftune.optim._kronecker import KroneckerOptimizer, Preconditioned
 from kftune.optim._layers import ConvLayer, Layer
 from kftune.optim._likelihoods import Fisher
 from kftune.optim._momentum import decayed_gradients
+from kftune.optim._products import product
 from kftune.optim._quadratic_model import Direction
 from kftune.optim._statistics import Rows, WeightSharing
 from kftune.optim._thin import flat, inner_product, product_flops
@@ -212,7 +213,7 @@ class KFAC(KroneckerOptimizer):
         inputs, gradients = flat(rows)
         Y = precondition_rows(inputs, preconditioner, "input")
         X = precondition_rows(gradients, preconditioner, "gradient")
-        P = X.T @ (Y / len(rows.inputs))
+        P = product(X.T, Y / len(rows.inputs))
         return Preconditioned(P, None if self._kl_clip is None else inner_product(rows, Y, X, P))
 
     # The adaptive method.

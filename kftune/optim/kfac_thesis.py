@@ -189,7 +189,7 @@ ENTRIES = (
             {"batch_size": 64},
         ),
         second_order=True,
-        example={"lr": 0.05},
+        example={"lr": 0.1},
         invalid=(
             ({"lr": -1.0}, "lr must be in [0, inf), got -1.0"),
             ({"m_rate": -1.0}, "m_rate must be in [0, inf), got -1.0"),

@@ -13,6 +13,7 @@ from kftune.optim._flops import skfac_floor
 from kftune.optim._kronecker import KroneckerOptimizer, Preconditioned
 from kftune.optim._layers import ConvLayer, Layer
 from kftune.optim._likelihoods import Fisher
+from kftune.optim._products import product
 from kftune.optim._skfac import RowStatistics, Sample, Side, apply, flops_of_a_row, make_sides, reduced
 from kftune.optim._statistics import Rows, WeightSharing
 from kftune.optim._thin import flat, inner_product, product_flops
@@ -171,7 +172,7 @@ class SKFAC(KroneckerOptimizer):
         renewed = name in self._renewed and rows.inputs.shape[1] == 1
         Y = apply(inputs, self._side(name, "input"), own=renewed)
         X = apply(gradients, self._side(name, "gradient"), own=renewed and self._fisher == "empirical")
-        P = X.T @ (Y / len(rows.inputs))
+        P = product(X.T, Y / len(rows.inputs))
         return Preconditioned(P, None if self._kl_clip is None else inner_product(rows, Y, X, P))
 
     def _side(self, name: str, side: Literal["input", "gradient"]) -> Side:

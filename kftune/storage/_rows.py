@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from kftune.storage import models
-from kftune.storage.records import RunRecord, StudyRecord
+from kftune.storage.records import RunRecord, SessionRecord, StudyRecord
 from kftune.training.results import Calibration, CurvePoint, Outcome, RunResult
 
 _RESULT_COLUMNS = (
@@ -55,6 +55,20 @@ def put_study(session: orm.Session, record: StudyRecord) -> None:
     row.config = dict(record.config)
     row.space = dict(record.space)
     row.n_trials = record.n_trials
+
+
+def session_row(record: SessionRecord) -> models.Session:
+    """A session, ready to be added."""
+    return models.Session(
+        file_name=record.file_name,
+        started_at=record.started_at,
+        ended_at=record.ended_at,
+        host=record.host,
+        devices=record.devices,
+        versions=record.versions,
+        command=record.command,
+        ledger=record.ledger,
+    )
 
 
 def run_row(record: RunRecord, study_id: int) -> models.Run:

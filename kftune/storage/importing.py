@@ -1,23 +1,29 @@
-"""Results that were made elsewhere, stored beside kftune's own.
+"""Results that were made elsewhere, stored beside kftune's own: whole or not at all.
 
 An imported study is one like any other to whoever reads it, marked by ``imported`` in its configuration: it has
 trials with values and runs, but no learning curves. It cannot be gone on with: there is no problem, budget or sampler
 to go on with.
+
+Optuna's trials come first, one by one, in studies that are marked as unfinished; then everything that is kftune's in
+one transaction. What a kill leaves behind is an Optuna study that kftune does not know, and that the next import of
+that name removes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from statistics import fmean
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import BaseStorage
 
 from kftune.errors import StorageError
 from kftune.space import Categorical, Dimension, Float, Int, Space, Value
+from kftune.storage._connecting import storage_errors
 from kftune.storage.records import Purpose, RunRecord, SessionRecord, StudyRecord
 from kftune.storage.repository import Repository
 from kftune.training.objective import Objective
@@ -25,6 +31,7 @@ from kftune.training.results import CurvePoint, Outcome, RunResult
 
 __all__ = ["ImportedRun", "ImportedStudy", "ImportedTrial", "space_of", "store_imported"]
 
+_STATE, _UNFINISHED = "kftune_import", "unfinished"
 _FAILED = (Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.TIMED_OUT)
 
 
@@ -107,23 +114,53 @@ def store_imported(
         command: what was typed.
 
     Raises:
-        StorageError: studies of this name are stored already; nothing is written.
+        StorageError: studies of this name are stored already, by kftune or by another program; nothing is written.
     """
     if file_name in repository.file_names():
         raise StorageError(f"{repository.name} holds studies named {file_name!r} already; choose another --name")
     records = [_record(study, studies, file_name=file_name, objective=objective, source=source) for study in studies]
-    repository.register(records)
-    session_id = repository.begin_session(_session(file_name, command))
-    for record, study in zip(records, studies, strict=True):
-        distributions = _distributions(study.space)
-        stored = optuna.load_study(study_name=record.study, storage=repository.optuna_storage)
-        stored.add_trials([_frozen(trial, distributions) for trial in study.trials])
-        for number, trial in enumerate(study.trials):
-            for run in trial.runs:
-                made = _run(run, trial, record.study, number, session_id, objective=objective, fixed=study.space.fixed)
-                repository.add_run(made, session_ledger={})
-    repository.save_session(session_id, ledger={}, ended_at=datetime.now(UTC))
+    session = _session(file_name, command)
+    pairs = list(zip(records, studies, strict=True))
+    with storage_errors(repository.name):
+        _clear(repository, [record.study for record in records])
+        made = [_optuna_study(repository.optuna_storage, record.study, study) for record, study in pairs]
+        runs = [
+            _run(run, trial, record.study, number, objective=objective, fixed=study.space.fixed)
+            for record, study in pairs
+            for number, trial in enumerate(study.trials)
+            for run in trial.runs
+        ]
+        repository.add_whole(records, replace(session, ended_at=datetime.now(UTC)), runs)
+        for optuna_study in made:
+            optuna_study.set_user_attr(_STATE, "whole")
     return [record.study for record in records]
+
+
+def _clear(repository: Repository, names: Sequence[str]) -> None:
+    """Remove what an import that was killed left of these Optuna studies.
+
+    Raises:
+        StorageError: one of them is another program's.
+    """
+    summaries = optuna.get_all_study_summaries(repository.optuna_storage, include_best_trial=False)
+    found = {s.study_name: s for s in summaries}
+    there = [found[name] for name in names if name in found]
+    for summary in there:
+        if summary.n_trials > 0 and summary.user_attrs.get(_STATE) != _UNFINISHED:
+            raise StorageError(
+                f"{repository.name} holds an Optuna study {summary.study_name!r} that kftune did not make; choose "
+                "another --name"
+            )
+    for summary in there:
+        optuna.delete_study(study_name=summary.study_name, storage=repository.optuna_storage)
+
+
+def _optuna_study(storage: BaseStorage, name: str, study: ImportedStudy) -> optuna.Study:
+    made = optuna.create_study(study_name=name, storage=storage, direction="minimize")
+    made.set_user_attr(_STATE, _UNFINISHED)
+    distributions = _distributions(study.space)
+    made.add_trials([_frozen(trial, distributions) for trial in study.trials])
+    return made
 
 
 def _record(
@@ -184,7 +221,6 @@ def _run(
     trial: ImportedTrial,
     study: str,
     number: int,
-    session_id: int,
     *,
     objective: Objective,
     fixed: Mapping[str, Value],
@@ -195,7 +231,7 @@ def _run(
         repeat=run.repeat,
         seed=run.seed,
         params={**trial.params, **fixed},
-        session_id=session_id,
+        session_id=0,  # given when they are stored
         started_at=trial.started_at or datetime.now(UTC),
         wall_seconds=run.train_seconds,
         attempt=1,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +23,7 @@ from kftune.storage import models
 from kftune.storage._connecting import Access, Database, storage_errors
 from kftune.storage._differences import differences
 from kftune.storage._opening import dispose, make_file, open_engines
-from kftune.storage._rows import put_study, run_record, run_row
+from kftune.storage._rows import put_study, run_record, run_row, session_row
 from kftune.storage.records import Purpose, RunRecord, SessionRecord, StudyRecord, TrialRecord
 from kftune.training.results import CurvePoint
 
@@ -111,6 +112,33 @@ class Repository:
                 for record in records:
                     put_study(session, record)
 
+    def add_whole(
+        self, records: Sequence[StudyRecord], session_record: SessionRecord, runs: Iterable[RunRecord]
+    ) -> None:
+        """Store new studies whose Optuna studies are there, their only session, and all their runs: all or nothing.
+
+        Args:
+            records: the studies.
+            session_record: stored as it is.
+            runs: of these studies; their ``session_id`` is that of the session.
+
+        Raises:
+            StorageError: one of the studies is stored already.
+        """
+        with self._write() as session:
+            names = [record.study for record in records]
+            found = session.scalar(sa.select(models.Study.study).where(models.Study.study.in_(names)))
+            if found is not None:
+                raise StorageError(f"{self.name} holds a study {found!r} already")
+            for record in records:
+                put_study(session, record)
+            of_session = session_row(session_record)
+            session.add(of_session)
+            session.flush()
+            rows = session.execute(sa.select(models.Study.study, models.Study.id).where(models.Study.study.in_(names)))
+            ids = {row.study: row.id for row in rows}
+            session.add_all(run_row(replace(run, session_id=of_session.id), ids[run.study]) for run in runs)
+
     def _make_optuna_studies(self, names: Sequence[str], *, known: Mapping[str, StudyRecord]) -> None:
         summaries = optuna.get_all_study_summaries(self._optuna, include_best_trial=False)
         n_trials = {summary.study_name: summary.n_trials for summary in summaries}
@@ -184,16 +212,7 @@ class Repository:
 
     def begin_session(self, record: SessionRecord) -> int:
         """Store a session that starts now; returns its id."""
-        row = models.Session(
-            file_name=record.file_name,
-            started_at=record.started_at,
-            ended_at=record.ended_at,
-            host=record.host,
-            devices=record.devices,
-            versions=record.versions,
-            command=record.command,
-            ledger=record.ledger,
-        )
+        row = session_row(record)
         with self._write() as session:
             session.add(row)
             session.flush()

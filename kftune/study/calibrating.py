@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 
 from kftune.storage.repository import Repository, RunRecord
@@ -11,7 +12,7 @@ from kftune.study.config import StudyConfig
 from kftune.training.calibration import reference_seconds
 from kftune.training.results import RunResult
 
-__all__ = ["MachineSpeed"]
+__all__ = ["MachineSpeed", "threads_notice"]
 
 _N_REMEMBERED = 1000  # measurements; about the last fifty runs
 
@@ -57,6 +58,28 @@ class MachineSpeed:
             return "the machine's speed is not known"
         factor, how = (slowdown, "slower") if slowdown >= 1 else (1 / slowdown, "faster")
         return f"the machine was {factor:.2f} times {how} than usual"
+
+
+def threads_notice(config: StudyConfig, *, repository: Repository, devices: Sequence[str]) -> str | None:
+    """That runs have other threads than those of the session before, which had other workers; None if it is not so.
+
+    With ``threads: auto`` the workers share the cores. What another host had is not known.
+
+    Args:
+        config: the study file.
+        repository: where its sessions are stored.
+        devices: one entry per worker.
+    """
+    earlier = repository.sessions(config.name)
+    if not earlier or earlier[-1].host != socket.gethostname():
+        return None
+    before, now = (config.threads_per_worker(slots) for slots in (earlier[-1].devices, devices))
+    if before == now:
+        return None
+    return (
+        f"threads: auto is {now} for each worker now, and was {before} in the session before; "
+        "runs of the two are not equally fast"
+    )
 
 
 def _runs_on_this_host(file_name: str, repository: Repository) -> list[RunRecord]:

@@ -20,7 +20,7 @@ from kftune._version import __version__
 from kftune.space import Value
 from kftune.storage.records import Purpose
 from kftune.storage.repository import Repository, RunRecord, SessionRecord
-from kftune.study.calibrating import MachineSpeed
+from kftune.study.calibrating import MachineSpeed, threads_notice
 from kftune.study.config import StudyConfig, StudyPlan
 from kftune.study.executors import Finished, LocalExecutor, Lost, Progressed, Started, TimedOut
 from kftune.study.executors.leases import Holder
@@ -175,13 +175,13 @@ class Session(ABC):
     def _work(self) -> None:
         """Run all jobs."""
         self._speed = MachineSpeed(self.config, repository=self.repository)
-        threads_notice = self._threads_notice()
+        of_threads = threads_notice(self.config, repository=self.repository, devices=self.devices)
         self._session_id = self.repository.begin_session(self._session_record())
         try:
             with LocalExecutor(
                 self.devices, threads=self.threads, ledger=self.ledger, name=self.config.name
             ) as self._executor:
-                for notice in (self._executor.notice(), threads_notice):
+                for notice in (self._executor.notice(), of_threads):
                     if notice is not None:
                         self.reporter.message(notice)
                 self._loop()
@@ -367,22 +367,6 @@ class Session(ABC):
                 f"{job.plan.study} crashed {_MAX_IDENTICAL_CRASHES} times in the same way; the last:\n"
                 f"{result.message.strip()}"
             )
-
-    def _threads_notice(self) -> str | None:
-        """That runs have other threads than those of the session before, which had other workers; None if not so.
-
-        With ``threads: auto`` the workers share the cores.
-        """
-        earlier = self.repository.sessions(self.config.name)
-        if not earlier or earlier[-1].host != socket.gethostname():
-            return None
-        threads = self.config.threads_per_worker(earlier[-1].devices)
-        if threads == self.threads:
-            return None
-        return (
-            f"threads: auto is {self.threads} for each worker now, and was {threads} in the session before; "
-            "runs of the two are not equally fast"
-        )
 
     def _session_record(self) -> SessionRecord:
         versions = {"kftune": __version__, "python": platform.python_version()}

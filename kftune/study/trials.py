@@ -127,7 +127,7 @@ class Trials:
         self._superseded = {plan.study: self._n_superseded(plan) for plan in self._plans}
 
     def n_expected(self, study: str) -> int:
-        """Trials that a study will have had, as far as is known; a grid may turn out to be smaller than what is begun."""
+        """Trials that a study will have had, as far as is known; more than planned where a grid grew too soon."""
         return max(self.n_trials[study], self._next_numbers[study])
 
     def next_in_turn(self) -> OpenTrial | None:

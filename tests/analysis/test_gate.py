@@ -78,6 +78,18 @@ def test_whole_numbers() -> None:
     assert hugged_edges(made(few, [3, 3, 3], name="depth")) == []
 
 
+@pytest.mark.parametrize(("n_train", "wider"), [(100_000, (32, 20_000)), (5_000, (32, 5_000)), (2_000, None)])
+def test_no_batch_is_larger_than_the_training_set(n_train: int, wider: tuple[float, float] | None) -> None:
+    size = {"kind": "int", "low": 32, "high": 2000, "log": True, "middle": 256}
+    at_the_top = made(size, [1999, 2000, 1900], name="batch_size")
+    edge = only(hugged_edges(at_the_top, n_train=n_train))
+    assert (edge.wider, edge.is_provisional, edge.note) == (wider, wider is not None, "")
+    below = only(hugged_edges(made(size, [32, 32, 33], name="batch_size"), n_train=n_train))
+    assert below.wider == (3, 2000)
+    period = only(hugged_edges(made(size, [1999, 2000, 1900], name="inverses_every"), n_train=n_train))
+    assert period.wider == (32, 20_000)  # not a batch
+
+
 def test_a_ratio_is_widened_as_a_ratio() -> None:
     damping = LOG | {"relative_to": "lr", "high": 10.0}
     space = {"dimensions": {"lr": {k: v for k, v in LOG.items() if k != "middle"}, "damping": damping}, "fixed": {}}

@@ -45,6 +45,11 @@ def test_a_figure_is_written(kftune: Command, finished: Path) -> None:
         (["figure", "verdikt", "--out", "x.html"], "unknown figure 'verdikt'; did you mean 'verdict'?"),
         (["figure", "verdict", "--out", "x.gif"], "must end with one of .png, .svg, .pdf, .html"),
         (["figure", "verdict", "nothing", "--out", "x.html"], "unknown study 'nothing'"),
+        (["figure", "verdict", "--at", "1", "--out", "x.html"], "--at: verdict does not depend on the budget"),
+        (
+            ["figure", "sorted-losses", "--at", "1", "--out", "x.html"],
+            "--at is in seconds, and the budget of small is not",
+        ),
         (["figure", "verdict", "--problem", "x", "--out", "x.html"], "unknown problem 'x'"),
         (["serve", "nothing"], "unknown study 'nothing'"),
         (["serve", "--port", "70000"], "less than or equal to 65535"),

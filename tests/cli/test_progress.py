@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from kftune.cli import _progress
-from kftune.cli._progress import LiveReporter, Pace, PlainReporter, ProgressReporter
+from kftune.cli._progress import LiveReporter, Pace, PlainReporter, ProgressReporter, make_reporter
 from kftune.study.config import StudyConfig, config_from_dict
 from kftune.study.reporting import RunKey, StudyTotals
 from kftune.study.runner import Interrupt
@@ -122,6 +122,27 @@ def test_plain_lines_are_a_sign_of_life_every_ten_seconds(clock: Clock, config: 
         clock.now += 1
         reporter.point(RunKey(SGD, 0, 0), point())
     assert len(text_of(out).splitlines()) == 1 + 3
+
+
+def test_confirming_runs_are_counted_by_seeds_and_their_budget_is_theirs(clock: Clock, config: StudyConfig) -> None:
+    reporter = make_reporter(config, Interrupt(), repeats=5)
+    doing = reporter._doing(RunKey(SGD, 3, 2, budget_factor=3.0), point())
+    assert doing == "sgd, trial 3, run 3/5: 1.0/90 s, test loss 0.5"
+    by_updates = config_from_dict({**config.to_dict(), "budget": {"updates": 25}}, "tests")
+    doing = make_reporter(by_updates, Interrupt())._doing(RunKey(SGD, 3, 1, budget_factor=0.5), point())
+    assert doing == "sgd, trial 3, run 2/2: 7/12 updates, test loss 0.5"
+
+
+def test_a_grid_that_grows_has_more_to_do(clock: Clock, config: StudyConfig, out: Console) -> None:
+    reporter = LiveReporter(config, out, Interrupt())
+    reporter.started(totals(), ["cpu"])
+    reporter.runs_added(SGD, 4)
+    assert reporter._pace.n_runs == 24
+    assert reporter._totals[SGD].n_runs == 14
+    reporter.runs_skipped(SGD, 1)
+    assert reporter._pace.n_runs == 23
+    with reporter:  # ends the display
+        pass
 
 
 def test_a_crash_is_told_with_its_reason(clock: Clock, config: StudyConfig, out: Console) -> None:

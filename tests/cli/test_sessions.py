@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from kftune.storage.repository import Repository
 from tests.cli.conftest import STUDY, Command, spawn
 
 CRASHING_PLUGIN = """
@@ -140,6 +141,93 @@ def test_a_study_that_crashes_again_and_again_stops_with_the_users_traceback(
     assert result.err.count("Traceback (most recent call last)") == 1
     assert "ValueError: a mistake of the user's own" in result.err
     assert "go on with: kftune run study.yaml" in result.out
+
+
+def test_the_best_are_confirmed_on_more_seeds_and_for_longer(kftune: Command, finished: Path) -> None:
+    command = ("confirm", "--top", "1", "--seeds", "3", "--budget-factor", "1,2")
+    before = finished.read_bytes()
+    refused = kftune("confirm", "--budget-factor", "1,0")
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err == "error: --budget-factor: each must be above 0, got '1,0'\n"
+    assert finished.read_bytes() == before
+
+    result = kftune(*command)
+    assert (result.code, result.err) == (0, "")
+    assert "small: 2 studies of 2 trials, 12 runs, on cpu" in result.out
+    assert "[12/12 runs, done]" in result.out
+    verdict = json.loads(kftune("compare", "--json").out)
+    assert "confirm" in json.dumps(verdict)
+    with Repository.open("sqlite:///small.db", read_only=True) as repository:
+        runs = repository.runs(purpose="confirm")
+        best = {
+            study: min(repository.trials(study), key=lambda trial: trial.value or 0.0).number
+            for study in ("small/digits_mlp/sgd", "small/digits_mlp/kfac")
+        }
+    assert sorted((run.study, run.trial, run.budget_factor, run.repeat, run.result.updates) for run in runs) == sorted(
+        (study, trial, factor, repeat, round(5 * factor))
+        for study, trial in best.items()
+        for factor in (1.0, 2.0)
+        for repeat in range(3)
+    )
+    again = kftune(*command)
+    assert (again.code, again.err) == (0, "")
+    assert again.out.startswith("small is confirmed already, at these seeds and budgets; kftune compare shows it\n")
+    assert runs_of(finished, finished.parent) == {"sgd": (2, 4, True), "kfac": (2, 4, True)}
+
+
+EDGE = """\
+name: edge
+problems: [digits_mlp]
+optimizers:
+  - name: sgd
+    fixed: {batch_size: 64, momentum: 0.9}
+    space: {lr: {low: 1.0e-4, high: 1.0e-3, log: true}, weight_decay: {low: 1.0e-9, high: 1.0e-8, log: true}}
+budget: {updates: 10}
+trials: 20
+repeats: 1
+sampler: {name: grid, extend: EXTEND}
+threads: 1
+evaluation: {points: 1}
+"""
+
+
+def learning_rates(study: str) -> list[float]:
+    with Repository.open("sqlite:///edge.db", read_only=True) as repository:
+        assert {trial.state for trial in repository.trials(study)} == {"complete"}
+        return [float(trial.params["lr"] or 0.0) for trial in repository.trials(study)]
+
+
+def test_a_search_goes_on_in_a_wider_box(kftune: Command, workdir: Path) -> None:
+    """Nine configurations, of which the three with the largest learning rate are the best."""
+    (workdir / "edge.yaml").write_text(EDGE.replace("EXTEND", "0"))
+    assert kftune("run", "edge.yaml").code == 0
+    result = kftune("resume", "--widen")
+    assert (result.code, result.err) == (0, "")
+    assert "edge-wide/digits_mlp/sgd begins with 9 trials of edge/digits_mlp/sgd" in result.out
+    old, wide = learning_rates("edge/digits_mlp/sgd"), learning_rates("edge-wide/digits_mlp/sgd")
+    assert wide[:9] == old
+    assert sorted(wide[9:]) == [3e-3] * 3 + [1e-2] * 3
+    assert "best 4 of 15 trials" in kftune("best", "edge-wide").out
+    refused = kftune("resume", "--widen")
+    assert (refused.code, len(refused.err.splitlines())) == (2, 1)
+    assert "holds several studies: name one of edge, edge-wide" in refused.err
+
+
+def test_two_workers_share_a_grid_that_grows(workdir: Path) -> None:
+    """It grows with whichever of the trials at once ends last."""
+    (workdir / "edge.yaml").write_text(EDGE.replace("EXTEND", "1"))
+    fixed = "optimizers.0.space.weight_decay={low: 1.0e-9, high: 1.0e-9, log: true}"
+    result = spawn("run", "edge.yaml", "--workers", "2", "--set", fixed, cwd=workdir)
+    assert (result.code, result.err) == (0, ""), result.out
+    assert "3 runs, on cpu, cpu" in result.out
+    assert "[4/4 runs, done]" in result.out
+    assert sorted(learning_rates("edge/digits_mlp/sgd")) == [1e-4, 3e-4, 1e-3, 3e-3]
+    with Repository.open("sqlite:///edge.db", read_only=True) as repository:
+        assert repository.sessions()[0].devices == ["cpu", "cpu"]
+        assert len(repository.runs()) == 4
+    refused = spawn("run", "edge.yaml", "--workers", "2", "--devices", "cuda:0", "--set", fixed, cwd=workdir)
+    assert refused.code == 2
+    assert len(refused.err.splitlines()) == 1
 
 
 def test_a_terminal_gets_bars_and_the_time_left(study_file: Path) -> None:

@@ -97,6 +97,40 @@ class Watched:
         )
 
 
+_UNREADABLE = """
+() => {
+  const found = [];
+  const overlap = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2;
+  for (const plot of document.querySelectorAll(".plot.drawn")) {
+    if (!plot.checkVisibility()) continue;
+    const label = plot.getAttribute("aria-label"), box = plot.getBoundingClientRect();
+    const texts = [...plot.querySelectorAll("text")].filter((text) => text.textContent.trim());
+    for (const text of texts) {
+      const its = text.getBoundingClientRect();
+      const sticks = Math.max(box.left - its.left, its.right - box.right, box.top - its.top, its.bottom - box.bottom);
+      if (sticks > 1) found.push(`${label}: '${text.textContent}' is cut off`);
+    }
+    const ticks = Map.groupBy(texts.filter((text) => /tick$/.test(text.parentNode.classList[0])),
+      (text) => text.parentNode.classList[0]);
+    for (const of of ticks.values()) {
+      of.forEach((one, i) => of.slice(i + 1).forEach((other) => {
+        if (overlap(one.getBoundingClientRect(), other.getBoundingClientRect()))
+          found.push(`${label}: '${one.textContent}' and '${other.textContent}' overlap`);
+      }));
+    }
+  }
+  return found;
+}
+"""
+
+
+def unreadable(page: Page) -> list[str]:
+    """Words of drawn figures that are cut off at the figure's border, and labels of an axis that overlap."""
+    found: list[str] = page.evaluate(_UNREADABLE)
+    return found
+
+
 def wait_until(page: Page, condition: str, seconds: float = 20) -> None:
     """Playwright's own way to wait evaluates text inside the page, which the page's security policy forbids."""
     deadline = time.monotonic() + seconds

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page
 
-from tests.dashboard.conftest import Watched, page_of, wait_until
+from tests.dashboard.conftest import Watched, page_of, unreadable, wait_until
 from tests.dashboard.factory import OPTIMIZERS, make_database
 
 Open = Callable[..., Watched]
@@ -86,12 +86,16 @@ def test_nothing_sticks_out(open_page: Open, confirmed_database: Path, scheme: s
             page, f"[...document.querySelectorAll('.plot.drawn .main-svg')].every((plot) => plot.clientWidth < {width})"
         )
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert unreadable(page) == []
         sides = page.locator("main *:not(svg *):not(.scroll *):not(pre):not(.plot *)").evaluate_all(
             "elements => elements.map((element) => element.getBoundingClientRect().right)"
         )
         assert max(sides) <= width
         heights = page.locator(".scroll").evaluate_all("boxes => boxes.map((box) => box.clientHeight)")
-        assert max(heights) <= 560  # long tables scroll inside their own box
+        assert max(heights) <= 720  # long tables scroll inside their own box
+        if width == 1400:  # and none of three optimizers is wider than its box there
+            wider = "boxes => boxes.filter((box) => box.scrollWidth > box.clientWidth).map((box) => box.innerText)"
+            assert page.locator(".scroll:visible").evaluate_all(wider) == []
 
 
 def test_it_can_be_read_on_dark_and_on_light_paper(open_page: Open, studied_page: Path) -> None:
@@ -200,6 +204,19 @@ def test_pointing_at_a_trial_shows_its_configuration(open_page: Open, studied_pa
     assert "batch_size = " in shown
 
 
+@pytest.mark.parametrize("panel", ["learning-curves", "verdict"])
+def test_pointing_at_a_trace_of_one_trial_shows_its_configuration(
+    open_page: Open, studied_page: Path, panel: str
+) -> None:
+    page = open_page(studied_page).page
+    plot = plot_of(page, panel)
+    found = plot.evaluate("(p) => p.data.findIndex((trace) => trace.meta.trial !== undefined)")
+    plot.evaluate("(p, number) => Plotly.Fx.hover(p, [{ curveNumber: number, pointNumber: 0 }])", found)
+    shown = plot.locator(".hoverlayer .hovertext").first.text_content() or ""
+    assert ", trial " in shown
+    assert "lr = " in shown
+
+
 def test_strange_names_are_only_names(open_page: Open, tmp_path: Path) -> None:
     database = tmp_path / "evil.db"
     make_database(
@@ -265,7 +282,8 @@ def test_many_optimizers_stay_apart(open_page: Open, tmp_path: Path) -> None:
     database = tmp_path / "many.db"
     optimizers = {f"optimizer_{letter}": OPTIMIZERS["sgd"] for letter in "abcdefghijklmno"}
     make_database(f"sqlite:///{database}", problems=("digits_mlp",), optimizers=optimizers, n_trials=2, n_startup=1)
-    page = open_page(page_of(database), width=700).page
+    watched = open_page(page_of(database), width=700)
+    page = watched.page
     looks = (
         plot_of(page, "sorted-losses")
         .locator(".js-line")
@@ -274,4 +292,27 @@ def test_many_optimizers_stay_apart(open_page: Open, tmp_path: Path) -> None:
         )
     )
     assert len(set(looks)) == 15
+    key = page.locator(".batch-size .key .symbol")  # figures without lines have marks of their own
+    assert len(set(key.evaluate_all("marks => marks.map((m) => m.innerHTML + getComputedStyle(m).fill)"))) == 15
+    page.locator(".hyperparameters .choices button").nth(11).click()
+    watched.draw_all()
+    assert unreadable(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= 700
+    ranks = page.locator(".verdict .scroll").first
+    assert ranks.evaluate("box => box.scrollHeight <= box.clientHeight + 1")  # the last places are seen, too
+
+
+def test_failures_do_not_stand_out_as_the_best(open_page: Open, tmp_path: Path) -> None:
+    database = tmp_path / "failed.db"
+    sgd = {"sgd": OPTIMIZERS["sgd"]}
+    made = {"problems": ("digits_mlp",), "optimizers": sgd, "n_trials": 10, "n_startup": 4}
+    make_database(f"sqlite:///{database}", all_fail=True, **made)  # type: ignore[arg-type] # settings by name
+    watched = open_page(page_of(database))
+    watched.draw_all()
+    page = watched.page
+    maps = page.locator(".hyperparameters .choice:visible .plot[aria-label*=' and ']")
+    assert maps.count() == 2
+    colours = maps.locator(".point").evaluate_all("marks => marks.map((mark) => getComputedStyle(mark).fill)")
+    assert len(colours) == 20
+    assert set(colours) == {"rgb(122, 209, 81)"}  # of the last fifth
+    assert unreadable(page) == []

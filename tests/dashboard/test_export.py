@@ -1,6 +1,7 @@
 """Figures as files, and tables."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +10,7 @@ from PIL import Image
 
 from kftune.analysis.results import FileResults
 from kftune.dashboard.export import make_request, write_figure
+from kftune.dashboard.figures.catalogue import FIGURES
 from kftune.dashboard.tables import write_tables
 from kftune.errors import UnknownNameError, UsageError
 from tests.dashboard.conftest import Watched
@@ -49,6 +51,23 @@ def test_html_is_a_page_with_one_figure(confirmed: FileResults, tmp_path: Path, 
     watched.page.locator(".legend").get_by_role("button", name="sgd").click()
     watched.page.locator(".plot .trace").nth(1).wait_for(state="attached")
     assert watched.page.locator(".plot .trace").count() == 2
+
+
+def test_a_place_of_the_budget_slider(confirmed: FileResults, tmp_path: Path) -> None:
+    request = make_request("sorted-losses", confirmed, problem="fashion_mnist_mlp", at=15)
+    page = write_figure("sorted-losses", request, out=tmp_path / "a.html", database="x").read_text("utf-8")
+    assert "test loss after 15 s" in page
+    request = make_request("best-over-budget", confirmed, problem="fashion_mnist_mlp", at=15)
+    figure = FIGURES["best-over-budget"].plot(request)
+    assert figure is not None
+    assert [shape.x0 for shape in figure.layout.shapes] == [15]
+    for outside in (0.0, 60.1):
+        with pytest.raises(UsageError, match="--at must be above 0 and at most the budget, 60 seconds, got"):
+            make_request("sorted-losses", confirmed, problem="fashion_mnist_mlp", at=outside)
+    in_updates = [replace(s, record=replace(s.record, config=dict(s.record.config) | {"budget": {"updates": 9}}))
+                  for s in confirmed.studies]  # fmt: skip
+    with pytest.raises(UsageError, match="--at is in seconds, and the budget of thesis_cpu is not"):
+        make_request("sorted-losses", replace(confirmed, studies=tuple(in_updates)), problem="fashion_mnist_mlp", at=1)
 
 
 def test_what_is_meant_must_be_said_where_there_is_a_choice(confirmed: FileResults) -> None:

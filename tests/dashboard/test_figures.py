@@ -186,6 +186,40 @@ def test_of_many_ranked_things_the_first_few_are_all_kept(n: int, most: int) -> 
     assert sum(i < n / 10 for i in kept) <= max(0.22 * len(kept), 1)
 
 
+@pytest.mark.parametrize(
+    ("values", "dtick"),
+    [([2.0, 2.05], "D1"), ([0.136, 0.161], "L0.005"), ([1.0, 5.0], "L1"), ([1.0, 6.0], "D2"), ([1e-4, 1.0], None)],
+)
+def test_a_logarithmic_axis_has_a_few_round_ticks(values: list[float], dtick: str | None) -> None:
+    axis = value_axis(values)
+    assert (axis["type"], axis.get("dtick")) == ("log", dtick)
+
+
+def test_sorted_losses_at_a_place_are_those_of_the_slider(file: FileResults) -> None:
+    for problem in file.problems:
+        over = studies_over_budget(file, problem)
+        data = slider_data(file, problem, over, is_log=True)
+        place = len(data["times"]) // 2 - 1
+        at = data["times"][place]
+        figure = plot_sorted_losses(file, problem, at=at)
+        assert figure is not None
+        for trace, made in zip(figure.data, data["studies"], strict=True):
+            assert sorted(trace.customdata) == sorted(made["numbers"])  # all that were started, crashed ones too
+            known = {n: v for n, v in zip(made["numbers"], made["values"][place], strict=True) if not math.isnan(v)}
+            drawn = dict(zip(trace.customdata.tolist(), trace.y.tolist(), strict=True))
+            assert {n: drawn[n] for n in known} == pytest.approx(known)
+            failed = {n for n, t in zip(made["numbers"], made["failedAt"], strict=True) if t <= at}
+            marks = zip(trace.customdata, trace.marker.symbol, strict=True)
+            assert {n for n, symbol in marks if not symbol.startswith("circle")} == failed
+        whole, final = plot_sorted_losses(file, problem, at=60), plot_sorted_losses(file, problem)
+        assert whole is not None
+        assert final is not None
+        for one, other in zip(whole.data, final.data, strict=True):
+            assert one.customdata.tolist() == other.customdata.tolist()
+            assert one.y == pytest.approx(other.y, rel=1e-6)
+            assert one.marker == other.marker
+
+
 def test_the_last_place_of_the_slider_is_what_the_search_saw(file: FileResults) -> None:
     problem = file.problems[0]
     over = studies_over_budget(file, problem)
@@ -197,7 +231,7 @@ def test_the_last_place_of_the_slider_is_what_the_search_saw(file: FileResults) 
         stored = {t.trial.number: t.trial.value for t in study.finished if t.trial.value is not None}
         assert {number: values[number] for number in stored} == pytest.approx(stored, rel=1e-6)
         assert made["best"][-1] == study.ranked()[0].trial.number
-        failures = {t.trial.number for t in study.finished if t.failure and t.trial.number in values}
+        failures = {t.trial.number for t in study.finished if t.failure}
         at_the_end = {n for n, at in zip(made["numbers"].tolist(), made["failedAt"], strict=True) if at <= 60}
         assert at_the_end == failures
 

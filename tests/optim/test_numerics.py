@@ -13,6 +13,7 @@ from kftune.optim._factors import add_gram, add_homogeneous_gram, debiased_decay
 from kftune.optim._kl_clip import kl_clip_factor
 from kftune.optim._linalg import damped_inverses, eigendecompositions, ridged_cholesky, solve_between
 from kftune.optim._momentum import momentum_step
+from kftune.optim._products import padded_zeros, product
 
 D = torch.float64
 
@@ -161,3 +162,22 @@ def test_hooks_report_only_while_recording_and_go_with_the_capture():
     assert len(model._forward_hooks) == 1
     capture.remove()
     assert not model._forward_hooks
+
+
+@pytest.mark.parametrize(("columns", "stride"), [(3, 8), (8, 8), (9, 16), (16, 16)])
+def test_products_with_rows_on_cache_lines(columns, stride):
+    g = torch.Generator().manual_seed(0)
+    left, right = torch.randn(5, 7, generator=g, dtype=D), torch.randn(7, columns, generator=g, dtype=D)
+    found = product(left, right)
+    torch.testing.assert_close(found, left @ right)
+    assert found.stride() == (stride, 1)
+    zeros = padded_zeros(5, columns, like=left)
+    assert zeros.stride() == (stride, 1)
+    assert torch.equal(zeros, torch.zeros(5, columns, dtype=D))
+
+
+@pytest.mark.parametrize("d", [1, 127, 128, 129, 300])
+def test_the_lower_triangle_becomes_the_upper_one(d):
+    matrix = torch.randn(d, d, generator=torch.Generator().manual_seed(0), dtype=D)
+    expected = matrix.tril() + matrix.tril(-1).T
+    assert torch.equal(symmetrize_(matrix), expected)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import optuna
@@ -201,3 +204,61 @@ def test_a_name_is_taken_once(tmp_path: Path) -> None:
         stored(tmp_path, studies)
     with Repository.open(f"sqlite:///{tmp_path / 'results.db'}") as repository:
         assert [len(study.runs) for study in load_results(repository)[0].studies] == [4, 2]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import optuna
+import kftune.storage.repository as repository
+from kftune.storage.import_csv import read_csv_sweep
+from kftune.storage.importing import store_imported
+
+def deadly(function, calls=[]):
+    def call(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return call
+
+if sys.argv[1] == "trials":
+    optuna.Study.add_trial = deadly(optuna.Study.add_trial)
+else:
+    repository.run_row = deadly(repository.run_row)
+with repository.Repository.open("sqlite:///results.db") as opened:
+    store_imported(opened, read_csv_sweep(Path("a.csv")), file_name="old", objective="test_loss", source="somewhere")
+"""
+
+
+@pytest.mark.parametrize("where", ["trials", "runs"])
+def test_an_import_that_was_killed_left_nothing_and_can_be_made_again(tmp_path: Path, where: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("optimizer,lr,loss\n" + "".join(f"{'sgd' if i % 2 else 'kfac'},{i + 1},{i}.5\n" for i in range(8)))
+    killed = subprocess.run([sys.executable, "-c", KILLED, where], cwd=tmp_path, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    url = f"sqlite:///{tmp_path / 'results.db'}"
+    with Repository.open(url, read_only=True) as repository:
+        assert (repository.studies(), repository.sessions(), repository.runs()) == ([], [], [])
+    left = optuna.get_all_study_summaries(url)
+    assert sum(study.n_trials for study in left) == (4 if where == "trials" else 8)
+    assert [study.user_attrs["kftune_import"] for study in left] == ["unfinished"] * len(left)
+    file = stored(tmp_path, read_csv_sweep(path))
+    assert [len(study.trials) for study in file.studies] == [4, 4]
+    assert [len(study.runs) for study in file.studies] == [4, 4]
+    assert [session.ended_at is None for session in file.sessions] == [False]
+    whole = optuna.get_all_study_summaries(url)
+    assert {study.study_name: study.n_trials for study in whole} == {"old/imported/kfac": 4, "old/imported/sgd": 4}
+    assert {study.user_attrs["kftune_import"] for study in whole} == {"whole"}
+
+
+def test_another_program_s_optuna_study_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("lr,loss\n0.1,1.0\n")
+    url = f"sqlite:///{tmp_path / 'results.db'}"
+    with Repository.open(url) as repository:
+        theirs = optuna.create_study(study_name="old/imported/imported", storage=repository.optuna_storage)
+        theirs.add_trial(optuna.trial.create_trial(value=1.0))
+    with pytest.raises(StorageError, match="'old/imported/imported' that kftune did not make; choose another --name"):
+        stored(tmp_path, read_csv_sweep(path))
+    assert [study.n_trials for study in optuna.get_all_study_summaries(url)] == [1]

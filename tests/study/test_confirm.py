@@ -40,6 +40,21 @@ def confirm(
         )
 
 
+@pytest.fixture(scope="module")
+def search(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The database of a study that is complete."""
+    directory = tmp_path_factory.mktemp("searched")
+    assert run(config(directory)).outcome == "complete"
+    return (directory / "runner.db").read_bytes()
+
+
+@pytest.fixture
+def study(search: bytes, tmp_path: Path) -> StudyConfig:
+    """A study that is complete."""
+    (tmp_path / "runner.db").write_bytes(search)
+    return config(tmp_path)
+
+
 def confirmations(study: StudyConfig) -> list[RunRecord]:
     with Repository.open(study.storage) as repository:
         return repository.runs(purpose="confirm")
@@ -51,9 +66,7 @@ def best_trials(study: StudyConfig, optimizer: str, top: int) -> list[int]:
     return [trial.number for trial in sorted(trials, key=lambda trial: trial.value or 0.0)[:top]]
 
 
-def test_the_best_are_trained_again_on_fresh_seeds_common_to_all(tmp_path: Path) -> None:
-    study = config(tmp_path)
-    run(study)
+def test_the_best_are_trained_again_on_fresh_seeds_common_to_all(study: StudyConfig) -> None:
     before = runs_of(study)
     recorder = Recorder()
     summary = confirm(study, reporter=recorder)
@@ -76,28 +89,23 @@ def test_the_best_are_trained_again_on_fresh_seeds_common_to_all(tmp_path: Path)
     assert optimizers == ["sgd", "adamw"] * 6  # they take turns
 
 
-def test_nothing_is_confirmed_twice_and_more_can_be_asked_for(tmp_path: Path) -> None:
-    study = config(tmp_path)
-    run(study)
-    confirm(study)
+def test_nothing_is_confirmed_twice_and_more_can_be_asked_for(study: StudyConfig) -> None:
+    confirm(study, top=1, seeds=2)
     before = confirmations(study)
-    assert confirm(study).outcome == "already_complete"
-    assert confirm(study, seeds=4).n_runs == 4
-    summary = confirm(study, budget_factors=(1.0, 3.0))
-    assert summary.n_runs == 12
+    assert confirm(study, top=1, seeds=2).outcome == "already_complete"
+    assert confirm(study, top=2, seeds=3, budget_factors=(1.0, 3.0)).n_runs == 2 * (2 * 3 - 2) + 2 * 2 * 3
     longer = [run for run in confirmations(study) if run.budget_factor == 3.0]
     assert {run.result.updates for run in longer} == {60}
     assert {run.result.updates for run in before} == {20}
     assert [run for run in confirmations(study) if run in before] == before
 
 
-def test_an_interrupted_confirmation_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_confirmation_goes_on(study: StudyConfig) -> None:
     class Interrupting(Reporter):
         def run_finished(self, key: RunKey, result: RunResult) -> None:
             interrupt.request()
 
-    study, interrupt = config(tmp_path), Interrupt()
-    run(study)
+    interrupt = Interrupt()
     summary = confirm(study, reporter=Interrupting(), interrupt=interrupt)
     assert (summary.outcome, summary.n_runs) == ("interrupted", 1)
     assert confirm(study).n_runs == 11

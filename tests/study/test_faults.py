@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -258,29 +259,29 @@ def load(*, device, dtype, data_dir):
 '''
 
 METHOD = """{name: natural_gradient,
-  fixed: {fisher: exact, kl_clip: null, damping: 0.1, momentum: 0.0, weight_decay: 0.0, inverses_every: 1},
-  space: {lr: {low: 0.1, high: 1.0e6, log: false}, batch_size: {choices: [32, 64, 128, 1400]}}}"""
+  fixed: {fisher: exact, fisher_examples: null, kl_clip: null, damping: 0.1, momentum: 0.0, inverses_every: 1},
+  space: {lr: {low: 0.1, high: 1.0e6, log: false}, batch_size: {choices: [32, 64, 1400]}}}"""
 
 
 @LINUX
 def test_every_failure_of_a_configuration_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The batch of 1400 needs a matrix of 784 MB; the others need less than 100 MB beside the 250 of a worker."""
-    write(tmp_path, "{target: 'picky:load', name: picky}", trials=8, updates=5)
+    write(tmp_path, "{target: 'picky:load', name: picky}", trials=6, updates=2)
     (tmp_path / "picky.py").write_text(PICKY)
     monkeypatch.setenv("KFTUNE_MEMORY_LIMIT", str(900 * 2**20))
     overrides = (f"optimizers=[{METHOD}]", "sampler={name: grid, points: 2}")
     code, out, err = ended(start(tmp_path, *(word for override in overrides for word in ("--set", override))))
     assert (code, err) == (0, ""), out + err
-    is_complete(tmp_path, 8)
+    is_complete(tmp_path, 6)
     outcomes = {(run.params["lr"], run.params["batch_size"]): run.result.outcome for run in runs_of(tmp_path)}
     assert outcomes == {
         (lr, size): {32: Outcome.CRASHED, 1400: Outcome.OUT_OF_MEMORY}.get(size, trained)
         for lr, trained in ((0.1, Outcome.COMPLETED), (1e6, Outcome.DIVERGED))
-        for size in (32, 64, 128, 1400)
+        for size in (32, 64, 1400)
     }
     messages = {run.result.outcome: run.result.message for run in runs_of(tmp_path)}
     assert "ValueError: 32 examples are not to its taste" in messages[Outcome.CRASHED]
-    assert "not finite" in messages[Outcome.DIVERGED]
+    assert re.search("not finite|is nan|is inf", messages[Outcome.DIVERGED])
     assert "allocate" in messages[Outcome.OUT_OF_MEMORY]
 
     # They are all in the sorted losses: the good ones, those at the loss before training, those without a value.
@@ -290,18 +291,21 @@ def test_every_failure_of_a_configuration_is_a_result(tmp_path: Path, monkeypatc
     assert figure is not None
     (line,) = figure.data
     untrained = next(iter(results.untrained.values()))
-    assert len(line.y) == 8
-    assert max(line.y[:2]) < untrained
-    assert list(line.y[2:]) == pytest.approx([untrained] * 6)
-    assert [SYMBOLS[None]] * 2 == [symbol.removesuffix("-open") for symbol in line.marker.symbol[:2]]
-    assert Counter(symbol.removesuffix("-open") for symbol in line.marker.symbol[2:]) == {
-        SYMBOLS[outcome]: 2 for outcome in (Outcome.CRASHED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY)
+    assert line.y[0] < untrained
+    assert list(line.y[1:]) == pytest.approx([untrained] * 5)
+    best_symbol, *symbols = [symbol.removesuffix("-open") for symbol in line.marker.symbol]
+    assert best_symbol == SYMBOLS[None]
+    assert Counter(symbols) == {
+        SYMBOLS[Outcome.CRASHED]: 2,
+        SYMBOLS[Outcome.DIVERGED]: 1,
+        SYMBOLS[Outcome.OUT_OF_MEMORY]: 2,
     }
     table = trials_frame([results])
-    assert Counter(table["failure"].dropna()) == {"crashed": 2, "diverged": 2, "out_of_memory": 2}
+    assert Counter(table["failure"].dropna()) == {"crashed": 2, "diverged": 1, "out_of_memory": 2}
     (best,) = best_configurations([results])
-    assert [outcomes[c.params["lr"], c.params["batch_size"]] for c in best.configurations] == [Outcome.COMPLETED] * 2
-    assert best.n_finished == 8
+    (configuration,) = best.configurations
+    assert (configuration.params["lr"], configuration.params["batch_size"]) == (0.1, 64)
+    assert best.n_finished == 6
 
 
 @pytest.mark.parametrize(

@@ -155,9 +155,9 @@ def test_kills_at_random_moments_change_nothing(tmp_path: Path, sampler: str, op
     def runs_of(url: str) -> set[tuple[object, ...]]:
         return {(row[0].split("/", 1)[1], *row[1:5]) for row in stored(url)}
 
-    whole, whole_url = write_study(tmp_path, "whole", sampler, trials=5, updates=400)
+    whole, whole_url = write_study(tmp_path, "whole", sampler, trials=4, updates=400)
     finish(whole, *options)
-    study, url = write_study(tmp_path, "killed", sampler, trials=5, updates=400)
+    study, url = write_study(tmp_path, "killed", sampler, trials=4, updates=400)
     rng = random.Random(f"{ROUNDS} {sampler}")
     killed: list[str] = []
     before: set[tuple[object, ...]] = set()
@@ -170,7 +170,7 @@ def test_kills_at_random_moments_change_nothing(tmp_path: Path, sampler: str, op
     assert runs_of(url) == runs_of(whole_url), killed
     with Repository.open(url, create=False) as repository:
         for name in ("kill/digits_mlp/sgd", "kill/digits_mlp/foof"):
-            assert [trial.state for trial in repository.trials(name)] == ["complete"] * 5
+            assert [trial.state for trial in repository.trials(name)] == ["complete"] * 4
     with sqlite3.connect(tmp_path / "killed.db") as connection:
         assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,13 @@ import pytest
 
 from kftune.errors import UnknownNameError
 from kftune.storage.repository import Repository, RunRecord
-from kftune.study.calibrating import MachineSpeed
+from kftune.study.calibrating import MachineSpeed, threads_notice
+from kftune.study.config import StudyConfig, config_from_dict
 from kftune.study.executors import Finished, LocalExecutor, RunEvent
 from kftune.study.pruning import make_pruner
 from kftune.training.objective import run_objective
 from kftune.training.results import Calibration, Outcome
+from tests.storage.builders import session_record
 from tests.study.test_runner import Recorder, config, run, runs_of
 
 
@@ -258,3 +262,83 @@ def test_without_reruns_a_disturbed_run_is_only_flagged(tmp_path: Path, monkeypa
         assert repository.runs(superseded=True) == []
         speed = MachineSpeed(study, repository=repository)
         assert [speed.is_off(run.result) for run in repository.runs()] == [False, False, False, True]
+
+
+def test_a_disturbed_run_is_made_again_also_where_the_limit_is_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = type("Executor", (_Disturbed,), {"n_finished": 0})
+    monkeypatch.setattr("kftune.study.session.LocalExecutor", executor)
+    changes = {"budget": {"seconds": 0.05}, "optimizers": ["sgd"], "trials": 6, "repeats": 1}
+    study = config(tmp_path, limit={"trials": 4}, **changes)
+    summary = run(study)
+    assert (summary.outcome, summary.n_runs) == ("limited", 4)
+    assert states_of(study) == dict.fromkeys(range(4), "complete")
+    assert [(run.trial, run.attempt) for run in runs_of(study)] == [(0, 1), (1, 1), (2, 1), (3, 2)]
+
+
+SLOWED = '''
+"""Digits; the machine is slow during one run: when the data are loaded for the fifth time in a process."""
+from kftune.problems import PROBLEMS
+from kftune.training.calibration import SpeedGauge
+
+work, n_loaded = SpeedGauge._work, 0
+
+def load(*, device, dtype, data_dir):
+    """Digits."""
+    global n_loaded
+    n_loaded += 1
+    factor = 40 if n_loaded == 5 else 1
+    # Where the reference workload takes 40 times its seconds, it is done 40 times.
+    SpeedGauge._work = lambda self, repetitions: work(self, factor * repetitions)
+    return PROBLEMS.get("digits_mlp").load(device=device, dtype=dtype, data_dir=data_dir)
+'''
+
+
+def test_a_slow_down_during_a_run_is_seen_by_its_worker_and_the_run_is_made_again(tmp_path: Path) -> None:
+    """All real but the slow-down; the tolerance is far above what else may go on on this machine, and far below it."""
+    (tmp_path / "slowed.py").write_text(SLOWED)
+    plain = config(tmp_path).to_dict() | {
+        "problems": [{"target": "slowed:load", "name": "slowed"}],
+        "optimizers": ["sgd"],
+        "budget": {"seconds": 0.05, "tolerance": 9.0},
+        "trials": 6,
+        "repeats": 1,
+        "storage": f"sqlite:///{tmp_path / 'slowed.db'}",
+    }
+    study = config_from_dict(plain, "test", directory=tmp_path)
+    recorder = Recorder()
+    assert run(study, recorder).outcome == "complete"
+    with Repository.open(study.storage) as repository:
+        (discarded,) = repository.runs(superseded=True)
+    assert discarded.result.calibration is not None
+    assert (discarded.result.calibration.slowdown or 0.0) > 10
+    assert [(run.trial, run.attempt) for run in runs_of(study)] == [
+        (trial, 2 if trial == discarded.trial else 1) for trial in range(6)
+    ]
+    (message,) = recorder.messages
+    assert message.startswith(f"runner/slowed/sgd, trial {discarded.trial}, repeat 0: the machine was ")
+    assert message.endswith(" times slower than usual; it will be run again")
+
+
+def test_threads_that_differ_from_those_of_the_session_before_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    study = config(tmp_path, threads="auto")
+    with Repository.open(study.storage) as repository:
+
+        def notice(*devices: str, study: StudyConfig = study) -> str | None:
+            return threads_notice(study, repository=repository, devices=devices)
+
+        assert notice("cpu") is None
+        earlier = replace(session_record("runner"), host=socket.gethostname(), devices=["cpu", "cpu"])
+        repository.begin_session(earlier)
+        assert notice("cpu", "cpu") is None
+        assert notice("cpu", study=config(tmp_path, threads=2)) is None
+        assert notice("cpu") == (
+            "threads: auto is 6 for each worker now, and was 3 in the session before; "
+            "runs of the two are not equally fast"
+        )
+        repository.begin_session(replace(earlier, host="elsewhere"))  # with cores that are not known here
+        assert notice("cpu") is None

@@ -111,7 +111,7 @@ def layout(*, x_title: str, y_title: str, **other: Any) -> go.Layout:
         "paper_bgcolor": PAPER,
         "plot_bgcolor": PAPER,
         "font": {"family": _FONT, "size": 13, "color": INK},
-        "margin": {"l": 60, "r": 14, "t": 28, "b": 50},
+        "margin": {"l": 60, "r": 20, "t": 28, "b": 50},
         "xaxis": axis(x_title),
         "yaxis": axis(y_title),
         "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "xanchor": "left", "x": 0},
@@ -120,6 +120,12 @@ def layout(*, x_title: str, y_title: str, **other: Any) -> go.Layout:
         "hoverlabel": {"bgcolor": LABEL, "bordercolor": MUTED, "font": {"color": INK, "size": 12}, "align": "left"},
     }
     return go.Layout(plain | other)
+
+
+def _round_step(least: float) -> float:
+    """The next larger of 1, 2 and 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
 
 
 def value_axis(values: Iterable[float]) -> dict[str, Any]:
@@ -132,7 +138,9 @@ def value_axis(values: Iterable[float]) -> dict[str, Any]:
     if high < _NO_RANGE * low:
         # Plotly would zoom in until rounding shows.
         return axis | {"range": [math.log10(low / 2), math.log10(high * 2)], "dtick": "D1", "tickformat": "~g"}
-    if _SHORT_RANGE * low < high < _LONG_RANGE * low:
-        # Left alone, Plotly labels every digit until they overlap.
+    # Left alone, Plotly labels every digit until they overlap.
+    if high <= _SHORT_RANGE * low:
+        return axis | {"dtick": f"L{_round_step((high - low) / 5):g}", "tickformat": "~g"}
+    if high < _LONG_RANGE * low:
         return axis | {"dtick": "D2", "tickformat": "~g"}
     return axis

@@ -11,12 +11,11 @@ import plotly.graph_objects as go
 
 from kftune.analysis.budget import StudyOverBudget, budget_places, over_budget, tuned_for
 from kftune.analysis.curves import Across
-from kftune.analysis.results import FileResults, TrialResults
+from kftune.analysis.results import FileResults
 from kftune.dashboard.figures._arrays import floats, wholes
 from kftune.dashboard.figures._style import INK, OptimizerStyle, layout, optimizer_styles, value_axis
-from kftune.dashboard.figures.sorted_losses import SYMBOLS
+from kftune.dashboard.figures.sorted_losses import SYMBOLS, failed_at
 from kftune.dashboard.formatting import duration, in_figure, loss, number, objective_title
-from kftune.training.results import RunResult
 
 __all__ = ["budget_across", "place_names", "plot_best_over_budget", "slider_data", "studies_over_budget"]
 
@@ -53,6 +52,7 @@ def plot_best_over_budget(
     file: FileResults,
     problem: str,
     *,
+    at: float | None = None,
     styles: Mapping[str, OptimizerStyle] | None = None,
     over: Sequence[StudyOverBudget] | None = None,
 ) -> go.Figure | None:
@@ -61,6 +61,7 @@ def plot_best_over_budget(
     Args:
         file: with curves.
         problem: label of one of its problems.
+        at: a budget to mark with a line, as the page does where its slider stands.
         styles: of the optimizers; by default by the order of the file's optimizers' names.
         over: from :func:`studies_over_budget`, if it is known already.
 
@@ -95,6 +96,8 @@ def plot_best_over_budget(
         )
     figure.update_yaxes(value_axis(values))
     figure.update_xaxes(range=[0, 1.02 * studies[0].at[-1]])
+    if at is not None:
+        figure.add_vline(at, line={"color": INK, "width": 1.5, "dash": "dot"})
     return figure
 
 
@@ -115,37 +118,25 @@ def slider_data(file: FileResults, problem: str, over: Sequence[StudyOverBudget]
 
 def _study_data(file: FileResults, problem: str, over: StudyOverBudget) -> dict[str, Any]:
     (study,) = [study for study in file.of_problem(problem) if study.record.study == over.study]
-    by_number = {trial.trial.number: trial for trial in study.trials}
     # A trial without a curve, such as one that crashed, was started too: it stands at the end, failed from the start.
-    drawn = set(over.trials)
-    without = [t for t in study.finished if t.trial.number not in drawn and t.failure is not None]
-    with_curve = [by_number[number] for number in over.trials]
-    trials = [*with_curve, *without]
-    failed_at = [*(_failed_at(trial, over) for trial in with_curve), *(0.0 for _ in without)]
+    with_curve = set(over.trials)
+    by_number = {trial.trial.number: trial for trial in study.finished}
+    trials = [by_number[number] for number in dict.fromkeys((*over.trials, *by_number))]
+    n_without = len(trials) - len(with_curve)
+    failed = [
+        failed_at(trial, budget=over.at[-1], across=over.across) if trial.trial.number in with_curve else 0.0
+        for trial in trials
+    ]
     return {
         "optimizer": over.optimizer,
         "study": over.study,
         "numbers": wholes(trial.trial.number for trial in trials),
         "startup": np.array([trial.is_startup for trial in trials], dtype=np.uint8),
-        "failedAt": floats(failed_at),
+        "failedAt": floats(failed),
         "kind": np.array([_KINDS.index(trial.failure) for trial in trials], dtype=np.uint8),
-        "values": [floats([*row.tolist(), *[None] * len(without)]) for row in over.losses],
+        "values": [floats([*row.tolist(), *[None] * n_without]) for row in over.losses],
         "best": list(over.best),
         "bestLosses": [
             loss(value) if trial is not None else "" for value, trial in zip(over.best_losses, over.best, strict=True)
         ],
     }
-
-
-def _failed_at(trial: TrialResults, over: StudyOverBudget) -> float:
-    """Where the first of its runs failed as the trial did; NaN if it did not."""
-    if trial.failure is None:
-        return math.nan
-    return min(
-        (_ended(run.result, over) for run in trial.runs if run.result.outcome is trial.failure), default=math.nan
-    )
-
-
-def _ended(result: RunResult, over: StudyOverBudget) -> float:
-    ended = float(result.train_seconds if over.across == "train_seconds" else result.updates)
-    return min(ended, over.at[-1])  # the last step goes a little past the budget

@@ -32,13 +32,18 @@ across problems, two hyperparameters of an optimizer, one reading of the optimiz
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is to be drawn. What a figure's scope does not need is ignored; ``of`` is the hyperparameter or reading."""
+    """What is to be drawn. What a figure's scope does not need is ignored.
+
+    ``of`` is the hyperparameter or reading, ``at`` the seconds of training at which losses are looked at: None for the
+    whole budget.
+    """
 
     file: FileResults
     problem: str
     optimizer: str
     styles: Mapping[str, OptimizerStyle]
     of: str = ""
+    at: float | None = None
 
     @property
     def study(self) -> StudyResults:
@@ -54,12 +59,13 @@ class Request:
 
 @dataclass(frozen=True)
 class FigureKind:
-    """A figure: what it is about, what it shows, how it is drawn, and what ``of`` may be."""
+    """A figure: what it is about, what it shows, how it is drawn, what ``of`` may be, and whether it has an ``at``."""
 
     scope: Scope
     sentence: str
     plot: Callable[[Request], go.Figure | None]
     choices: Callable[[Request], list[str]] = lambda _: []
+    has_at: bool = False
 
 
 def _at_updates(request: Request) -> go.Figure | None:
@@ -109,7 +115,8 @@ FIGURES: Mapping[str, FigureKind] = {
     "sorted-losses": FigureKind(
         "problem",
         "losses of all trials, sorted",
-        lambda r: plot_sorted_losses(r.file, r.problem, styles=r.styles),
+        lambda r: plot_sorted_losses(r.file, r.problem, at=r.at, styles=r.styles),
+        has_at=True,
     ),
     "loss-against-seconds": FigureKind("problem", "learning curves of the best configurations", _loss("train_seconds")),
     "loss-against-updates": FigureKind("problem", "the same against updates", _loss("update")),
@@ -118,7 +125,8 @@ FIGURES: Mapping[str, FigureKind] = {
     "best-over-budget": FigureKind(
         "problem",
         "lowest loss at every budget up to the study's",
-        lambda r: plot_best_over_budget(r.file, r.problem, styles=r.styles),
+        lambda r: plot_best_over_budget(r.file, r.problem, at=r.at, styles=r.styles),
+        has_at=True,
     ),
     "best-of-k": FigureKind(
         "problem",

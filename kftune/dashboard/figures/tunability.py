@@ -134,7 +134,8 @@ def plot_best_so_far(
             )
         )
     figure.update_yaxes(value_axis(best for curve in curves for best in curve.best if not math.isnan(best)))
-    figure.update_xaxes(rangemode="tozero")
-    if against == "trials" and max(curve.trials[-1] for curve in curves) < 10:
+    most = max(getattr(curve, against)[-1] for curve in curves) / scale
+    figure.update_xaxes(range=[0, 1.02 * most])
+    if against == "trials" and most < 10:
         figure.update_xaxes(dtick=1)  # there is no half of a trial
     return figure

@@ -119,7 +119,7 @@ def _flagged(readings: Sequence[MachineReading]) -> Table:
         Cell("trial"),
         Cell("repeat"),
         Cell("attempt"),
-        Cell("× usual"),
+        Cell("×\u00a0usual"),
         Cell("began", "text"),
         Cell("device", "text"),
         Cell("result", "text"),

@@ -59,8 +59,11 @@
     const { study, trial, more } = trace.meta ?? {};
     if (study === undefined) return trace;
     const numbers = trial === undefined ? [...unpacked(trace.customdata)] : null;
-    const hovertext = numbers ? numbers.map((n) => described(study, n)) : described(study, trial);
-    return { ...trace, hovertext, hovertemplate: `%{hovertext}${more ? `<br>${more}` : ""}<extra></extra>` };
+    const rest = `${more ? `<br>${more}` : ""}<extra></extra>`;
+    // In a template Plotly knows texts of points, not one for the whole trace.
+    if (!numbers) return { ...trace, hovertemplate: `${described(study, trial)}${rest}` };
+    const hovertext = numbers.map((n) => described(study, n));
+    return { ...trace, hovertext, hovertemplate: `%{hovertext}${rest}` };
   };
 
   // -- plots: drawn when they come into view ----------------------------------------------------------------------------
