@@ -24,11 +24,13 @@ def serve(
     as_json: AsJson = False,
 ) -> None:
     """Show the page live, read-only, refreshed while a study runs; Ctrl-C ends it."""
+    from kftune.dashboard.page import check_names
     from kftune.dashboard.server import Address, bind, is_local
     from kftune.dashboard.server import serve as serve_page
 
     sources = named_files(studies, storage)
     names = [name for of_database in sources.values() for name in of_database]
+    check_names(names)
     listening = bind(host, port)
     url = Address(host, listening.getsockname()[1]).url
     if as_json:

@@ -7,7 +7,7 @@ import gc
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -31,6 +31,7 @@ from kftune.storage.repository import Repository
 
 __all__ = [
     "Sources",
+    "check_names",
     "policy",
     "read_sources",
     "render_live_page",
@@ -100,11 +101,19 @@ def read_sources(sources: Sources) -> tuple[list[FileResults], str]:
         with Repository.open(url, read_only=True) as repository:
             labels.append(_label(repository))
             files += load_results(repository, names)
-    counts = Counter(file.name for file in files)
-    for name, n in counts.items():
+    check_names(file.name for file in files)
+    return files, ", ".join(labels)
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuse study files that no page can show together.
+
+    Raises:
+        UsageError: two databases hold a study file of one name, so that a page could not tell them apart.
+    """
+    for name, n in Counter(names).items():
         if n > 1:
             raise UsageError(f"several of these databases hold a study file named {name!r}: show them apart")
-    return files, ", ".join(labels)
 
 
 def write_whole(out: Path, content: bytes) -> None:

@@ -1,19 +1,21 @@
 """Inverses and eigendecompositions of damped factors that fail loudly.
 
 Each tries the factors' own precision, then float64, then raises :class:`~kftune.errors.CurvatureError` with the layer's
-name and numbers. All layers are handled together so that the host waits for the device once.
+name and numbers. All layers are handled together: the host waits for the device once, and a GPU is given stacks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kftune.errors import CurvatureError
+
+_SMALL = 256  # side of the largest matrices that are stacked on a GPU
 
 
 class Eigen(NamedTuple):
@@ -38,7 +40,8 @@ def damped_inverses(names: Sequence[str], matrices: Sequence[Tensor], dampings: 
         CurvatureError: where even float64 finds no Cholesky factor, or a matrix is not finite.
     """
     factors = _choleskys(names, matrices, dampings)
-    return [torch.cholesky_inverse(f).to(matrix.dtype) for f, matrix in zip(factors, matrices, strict=True)]
+    inverses = _stack_by_stack(factors, lambda stack, _: (torch.cholesky_inverse(stack),))
+    return [inverse.to(matrix.dtype) for (inverse,), matrix in zip(inverses, matrices, strict=True)]
 
 
 def damped_choleskys(names: Sequence[str], matrices: Sequence[Tensor], dampings: Sequence[Tensor]) -> list[Tensor]:
@@ -52,7 +55,9 @@ def damped_choleskys(names: Sequence[str], matrices: Sequence[Tensor], dampings:
 
 def _choleskys(names: Sequence[str], matrices: Sequence[Tensor], dampings: Sequence[Tensor]) -> list[Tensor]:
     """Factors in the matrices' precision, or in float64 where that fails."""
-    tried = [_try_cholesky(matrix, damping) for matrix, damping in zip(matrices, dampings, strict=True)]
+    tried = _stack_by_stack(
+        matrices, lambda stack, members: _try_choleskys(stack, torch.stack([dampings[i] for i in members]))
+    )
     factors = [factor for factor, _ in tried]
     # Before any use: an inversion raises an error of its own on a factor with a zero.
     if tried and bool(torch.stack([bad for _, bad in tried]).any()):
@@ -83,7 +88,9 @@ def ridged_cholesky(names: Sequence[str], matrices: Sequence[Tensor], ridge: flo
     Raises:
         CurvatureError: where r has reached the mean of the diagonal, or a matrix is not finite.
     """
-    tried = [_try_cholesky(matrix, matrix.new_full((), ridge)) for matrix in matrices]
+    tried = _stack_by_stack(
+        matrices, lambda stack, members: _try_choleskys(stack, stack.new_full((len(members),), ridge))
+    )
     factors = [factor for factor, _ in tried]
     if tried and bool(torch.stack([bad for _, bad in tried]).any()):
         for i, (_, bad) in enumerate(tried):
@@ -141,14 +148,44 @@ def _eigendecomposition(name: str, matrix: Tensor) -> Eigen:
     raise CurvatureError(f"{_describe(name, matrix)} has no eigendecomposition")
 
 
-def _try_cholesky(matrix: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
-    """(lower factor of M + λI, whether it is unusable), without a synchronisation."""
-    damped = matrix.clone()
-    damped.diagonal().add_(damping)
+def _stack_by_stack(
+    matrices: Sequence[Tensor], what: Callable[[Tensor, list[int]], tuple[Tensor, ...]]
+) -> list[tuple[Tensor, ...]]:
+    """What a function of stacks (k, d, d), and of the places of their members, says of each matrix.
+
+    On a GPU the small matrices of one shape make one stack: one after the other, they would leave it idle. Elsewhere,
+    and for large ones, a stack only costs a copy, and each matrix is one of its own.
+    """
+    groups: dict[Any, list[int]] = {}
+    for i, matrix in enumerate(matrices):
+        kind = (matrix.shape, matrix.dtype, matrix.device)
+        groups.setdefault(kind if _stacks_pay(matrix) else i, []).append(i)
+    found: dict[int, tuple[Tensor, ...]] = {}
+    for members in groups.values():
+        stack = matrices[members[0]][None] if len(members) == 1 else torch.stack([matrices[i] for i in members])
+        found |= zip(members, zip(*(part.unbind() for part in what(stack, members)), strict=True), strict=True)
+    return [found[i] for i in range(len(matrices))]
+
+
+def _stacks_pay(matrix: Tensor) -> bool:
+    return matrix.device.type == "cuda" and len(matrix) <= _SMALL
+
+
+def _try_choleskys(stack: Tensor, dampings: Tensor) -> tuple[Tensor, Tensor]:
+    """(lower factors of M + λI, which of them are unusable) for a stack (k, d, d), without a synchronisation."""
+    damped = stack.clone()
+    diagonals = damped.diagonal(dim1=1, dim2=2)
+    diagonals.add_(dampings[:, None])
     # The diagonal of a positive semi-definite matrix bounds its entries.
-    finite = torch.isfinite(damped.diagonal().sum())
-    factor, info = torch.linalg.cholesky_ex(damped)
-    return factor, (info != 0) | ~finite
+    finite = torch.isfinite(diagonals.sum(dim=1))
+    factors, info = torch.linalg.cholesky_ex(damped)
+    return factors, (info != 0) | ~finite
+
+
+def _try_cholesky(matrix: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`_try_choleskys` of one."""
+    factors, bad = _try_choleskys(matrix[None], damping[None])
+    return factors[0], bad[0]
 
 
 def _describe(name: str, matrix: Tensor) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,10 @@ def test_a_port_that_is_taken_is_one_line(kftune: Command, finished: Path) -> No
         result = kftune("serve", "--port", str(taken.getsockname()[1]))
     assert (result.code, result.out) == (2, "")
     assert "Address already in use; choose another with --port or --host" in result.err
+
+
+def test_studies_of_one_name_are_refused_before_anything_listens(kftune: Command, finished: Path) -> None:
+    shutil.copy(finished, finished.parent / "other.db")
+    result = kftune("serve", finished.name, "other.db", "--port", "0")
+    assert (result.code, result.out) == (2, "")
+    assert "several of these databases hold a study file named 'small': show them apart" in result.err

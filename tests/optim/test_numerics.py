@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from kftune.errors import CurvatureError
+from kftune.optim import _linalg
 from kftune.optim._base import all_finite, check_choice, check_count, check_range
 from kftune.optim._capture import Capture
 from kftune.optim._factors import add_gram, add_homogeneous_gram, debiased_decay_of, decay_of, symmetrize_, trace_ratio
 from kftune.optim._kl_clip import kl_clip_factor
-from kftune.optim._linalg import damped_inverses, eigendecompositions, ridged_cholesky, solve_between
+from kftune.optim._linalg import damped_choleskys, damped_inverses, eigendecompositions, ridged_cholesky, solve_between
 from kftune.optim._momentum import momentum_step
 from kftune.optim._products import padded_zeros, product
 
@@ -61,13 +62,25 @@ def test_trace_ratio():
     assert trace_ratio(1e30 * torch.eye(2), tiny).item() == pytest.approx(1e30, rel=1e-5)
 
 
+@pytest.fixture(params=[False, True], ids=["one_by_one", "stacked"])
+def stacks(request, monkeypatch):
+    """As on a CPU, and as on a GPU."""
+    monkeypatch.setattr(_linalg, "_stacks_pay", lambda matrix: request.param)
+
+
+@pytest.mark.usefixtures("stacks")
 def test_damped_inverses():
-    matrices = [positive(4), positive(6, n=2)]
-    found = damped_inverses(["a", "b"], matrices, [torch.tensor(0.1, dtype=D), torch.tensor(2.0, dtype=D)])
-    for inverse, matrix, damping in zip(found, matrices, (0.1, 2.0), strict=True):
+    matrices = [positive(4), positive(6, n=2), positive(4, seed=1)]
+    dampings = [0.1, 2.0, 0.3]
+    found = damped_inverses(list("abc"), matrices, [torch.tensor(damping, dtype=D) for damping in dampings])
+    for inverse, matrix, damping in zip(found, matrices, dampings, strict=True):
         torch.testing.assert_close(inverse, torch.linalg.inv(matrix + damping * torch.eye(len(matrix), dtype=D)))
+    factors = damped_choleskys(list("abc"), matrices, [torch.tensor(damping, dtype=D) for damping in dampings])
+    for factor, matrix, damping in zip(factors, matrices, dampings, strict=True):
+        torch.testing.assert_close(factor @ factor.T, matrix + damping * torch.eye(len(matrix), dtype=D))
 
 
+@pytest.mark.usefixtures("stacks")
 def test_an_inverse_that_float32_cannot_find_is_found_in_float64():
     """Rank one and a damping below float32's resolution of the entries: rounding makes the matrix indefinite."""
     v = 1 + torch.arange(10) / 8  # products are exact in float32
@@ -75,12 +88,14 @@ def test_an_inverse_that_float32_cannot_find_is_found_in_float64():
     damped = matrix.clone()
     damped.diagonal().add_(damping)
     assert torch.linalg.cholesky_ex(damped).info != 0
-    (inverse,) = damped_inverses(["factor"], [matrix], [damping])
+    inverse, other = damped_inverses(["factor", "other"], [matrix, torch.eye(10)], [damping, torch.tensor(1.0)])
+    torch.testing.assert_close(other, 0.5 * torch.eye(10))
     expected = torch.linalg.inv(matrix.double() + damping.double() * torch.eye(10, dtype=D)).float()
     assert inverse.dtype == torch.float32
     torch.testing.assert_close(inverse, expected, rtol=1e-5, atol=1e-5 / damping.item())
 
 
+@pytest.mark.usefixtures("stacks")
 @pytest.mark.parametrize("entry", [float("nan"), float("inf"), -5.0])
 def test_an_impossible_inverse_names_the_layer_and_numbers(entry):
     matrix = torch.eye(3)
@@ -98,6 +113,7 @@ def test_eigendecompositions():
         eigendecompositions(["factor"], [matrix * float("nan")])
 
 
+@pytest.mark.usefixtures("stacks")
 def test_the_ridge_grows_until_there_is_a_factor():
     good, singular = positive(4), -1e-5 * torch.eye(3, dtype=D) + torch.ones(3, 3, dtype=D)
     factors = ridged_cholesky(["good", "singular"], [good, singular], 1e-7)
