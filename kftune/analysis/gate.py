@@ -72,7 +72,7 @@ def best_share(study: StudyResults) -> list[TrialResults]:
     return ranked[:n] if len(ranked) >= _AT_LEAST else []
 
 
-def hugged_edges(study: StudyResults, *, n_train: int | None = None) -> list[HuggedEdge]:
+def hugged_edges(study: StudyResults) -> list[HuggedEdge]:
     """Edges of a study's box that more than half of its best tenth hug, by dimension in the order of the space.
 
     Near is within 5 % of the box's width on the searched scale. So that whole numbers with few values are judged
@@ -81,9 +81,8 @@ def hugged_edges(study: StudyResults, *, n_train: int | None = None) -> list[Hug
     trials or more.
 
     Args:
-        study: one optimizer on one problem.
-        n_train: number of the problem's training examples, beyond which no batch size is wider; it is not stored with
-            results. Without it a wider box of batch sizes carries a note that says so.
+        study: one optimizer on one problem. No box of batch sizes is wider than its training set; where that is not
+            known, a wider box carries a note.
     """
     best = best_share(study)
     sampled = [trial.trial.params for trial in best]
@@ -96,7 +95,7 @@ def hugged_edges(study: StudyResults, *, n_train: int | None = None) -> list[Hug
             near = [place for place in places if (1 - place if at_top else place) <= _NEAR]
             if 2 * len(near) > len(places) and _is_unlikely(len(near), len(places), edges, at_top):
                 share = len(near) / len(places)
-                found.append(_hugged(study, edges, at_top, share=share, n_best=len(places), n_train=n_train))
+                found.append(_hugged(study, edges, at_top, share=share, n_best=len(places)))
     return found
 
 
@@ -114,10 +113,8 @@ def _share_near(edges: Edges, at_top: bool) -> float:
     return 1 - reached if at_top else reached
 
 
-def _hugged(
-    study: StudyResults, edges: Edges, at_top: bool, *, share: float, n_best: int, n_train: int | None
-) -> HuggedEdge:
-    dimension = edges.dimension
+def _hugged(study: StudyResults, edges: Edges, at_top: bool, *, share: float, n_best: int) -> HuggedEdge:
+    dimension, n_train = edges.dimension, study.record.n_train
     is_complement = isinstance(dimension, Float) and dimension.complement
     edge: Literal["low", "high"] = "high" if at_top != is_complement else "low"
     low, high = float(dimension.low), float(dimension.high)

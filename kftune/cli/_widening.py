@@ -24,27 +24,27 @@ def widened_study(config: StudyConfig) -> StudyConfig:
     """
     from kftune.analysis.gate import hugged_edges
     from kftune.analysis.results import load_results
-    from kftune.problems import PROBLEMS
     from kftune.storage.repository import Repository
     from kftune.study.widening import take_over, widened
 
     with Repository.open(config.storage, create=False) as repository:
         (file,) = load_results(repository, [config.name])
-        n_train = {plan.study: PROBLEMS.get(plan.problem_name).n_train for plan in config.plans()}
-        found = [edge for s in file.studies for edge in hugged_edges(s, n_train=n_train.get(s.record.study))]
-        edges = [edge for edge in found if edge.wider is not None]
-        if not edges:
-            raise UsageError(f"{config.name}: the best trials hug no edge of a box that could be wider")
-        most = min(n_train.values())
+        most = min(plan.n_train for plan in config.plans())
         boxes: dict[tuple[str, str], tuple[float, float]] = {}
-        for edge in edges:
-            say(f"{edge.study}: {edge_advice(edge)}")
-            assert edge.wider is not None  # filtered above
+        for edge in (edge for s in file.studies for edge in hugged_edges(s)):
+            if edge.wider is None:
+                continue
             low, high = edge.wider
-            high = min(high, most) if edge.dimension in _BATCH_SIZES else high
+            if edge.dimension in _BATCH_SIZES:  # one box for all problems, the smallest among them
+                high = min(high, most)
+                if high < edge.box[1] or (low, high) == edge.box:
+                    continue
+            say(f"{edge.study}: {edge_advice(edge)}")
             key = (edge.optimizer, edge.dimension)
             known = boxes.get(key, (low, high))
             boxes[key] = (min(low, known[0]), max(high, known[1]))
+        if not boxes:
+            raise UsageError(f"{config.name}: the best trials hug no edge of a box that could be wider")
         new = widened(config, boxes)
         take_over(config, new, repository=repository, say=say)
     return new

@@ -55,6 +55,7 @@ def put_study(session: orm.Session, record: StudyRecord) -> None:
     row.config = dict(record.config)
     row.space = dict(record.space)
     row.n_trials = record.n_trials
+    row.n_train = record.n_train
 
 
 def session_row(record: SessionRecord) -> models.Session:

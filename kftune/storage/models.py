@@ -45,6 +45,7 @@ class Study(Base):
     config: Mapped[dict[str, Any]] = mapped_column(Json)
     space: Mapped[dict[str, Any]] = mapped_column(Json)
     n_trials: Mapped[int]
+    n_train: Mapped[int | None]
 
 
 class Session(Base):

@@ -30,6 +30,7 @@ class StudyRecord:
         config: the whole study file, resolved.
         space: the search space, as :meth:`kftune.space.Space.to_dict` gives it.
         n_trials: how many trials the study is to have.
+        n_train: number of the problem's training examples; None where it is not known (an imported study).
     """
 
     study: str
@@ -40,6 +41,7 @@ class StudyRecord:
     config: Mapping[str, Any]
     space: Mapping[str, Any]
     n_trials: int
+    n_train: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -156,7 +156,15 @@ class Repository:
         """Studies in the order they were registered, of one study file or all."""
         row = models.Study
         query = sa.select(
-            row.study, row.file_name, row.problem, row.optimizer, row.identity, row.config, row.space, row.n_trials
+            row.study,
+            row.file_name,
+            row.problem,
+            row.optimizer,
+            row.identity,
+            row.config,
+            row.space,
+            row.n_trials,
+            row.n_train,
         ).order_by(row.id)
         if file_name is not None:
             query = query.where(row.file_name == file_name)

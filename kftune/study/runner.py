@@ -99,6 +99,7 @@ def study_records(config: StudyConfig, n_trials: Mapping[str, int]) -> list[Stud
             config=config.to_dict(),
             space=plan.space.to_dict(),
             n_trials=n_trials[plan.study],
+            n_train=plan.n_train,
         )
         for plan in config.plans()
     ]

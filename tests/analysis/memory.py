@@ -68,6 +68,7 @@ def study(
     space: Mapping[str, Any] = SPACE,
     config: Mapping[str, Any] | None = None,
     identity: Mapping[str, Any] | None = None,
+    n_train: int | None = None,
     **other: Any,
 ) -> StudyResults:
     """A study of these trials; ``confirmed`` are the losses of confirming runs by trial."""
@@ -78,6 +79,7 @@ def study(
         optimizer,
         space=space,
         n_trials=len(trials),
+        n_train=n_train,
         config={"name": file_name, "repeats": 2, "budget": {"seconds": 2.0}} | dict(config or {}),
         identity={"problem": {"name": problem, "args": {}}, "optimizer": optimizer} | dict(identity or {}),
     )

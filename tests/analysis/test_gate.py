@@ -8,13 +8,20 @@ from kftune.analysis.results import StudyResults
 from tests.analysis.memory import study, trial
 
 
-def made(dimension: dict[str, Any], values: list[float], *, name: str = "lr", sampled_name: str = "") -> StudyResults:
+def made(
+    dimension: dict[str, Any],
+    values: list[float],
+    *,
+    name: str = "lr",
+    sampled_name: str = "",
+    n_train: int | None = None,
+) -> StudyResults:
     """30 trials; the best three (losses 0, 1, 2) have ``values``, the others the middle of the box."""
     middle = dimension.get("middle", 0.5)
     space = {"dimensions": {name: {k: v for k, v in dimension.items() if k != "middle"}}, "fixed": {}}
     key = sampled_name or name
     trials = [trial(i, [float(i), float(i)], params={key: values[i] if i < len(values) else middle}) for i in range(30)]
-    return study(trials, space=space)
+    return study(trials, space=space, n_train=n_train)
 
 
 LOG = {"kind": "float", "low": 1e-4, "high": 1.0, "log": True, "middle": 0.01}
@@ -81,12 +88,11 @@ def test_whole_numbers() -> None:
 @pytest.mark.parametrize(("n_train", "wider"), [(100_000, (32, 20_000)), (5_000, (32, 5_000)), (2_000, None)])
 def test_no_batch_is_larger_than_the_training_set(n_train: int, wider: tuple[float, float] | None) -> None:
     size = {"kind": "int", "low": 32, "high": 2000, "log": True, "middle": 256}
-    at_the_top = made(size, [1999, 2000, 1900], name="batch_size")
-    edge = only(hugged_edges(at_the_top, n_train=n_train))
+    edge = only(hugged_edges(made(size, [1999, 2000, 1900], name="batch_size", n_train=n_train)))
     assert (edge.wider, edge.is_provisional, edge.note) == (wider, wider is not None, "")
-    below = only(hugged_edges(made(size, [32, 32, 33], name="batch_size"), n_train=n_train))
+    below = only(hugged_edges(made(size, [32, 32, 33], name="batch_size", n_train=n_train)))
     assert below.wider == (3, 2000)
-    period = only(hugged_edges(made(size, [1999, 2000, 1900], name="inverses_every"), n_train=n_train))
+    period = only(hugged_edges(made(size, [1999, 2000, 1900], name="inverses_every", n_train=n_train)))
     assert period.wider == (32, 20_000)  # not a batch
 
 

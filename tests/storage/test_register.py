@@ -18,7 +18,7 @@ def test_registering_again_changes_nothing(repository: Repository) -> None:
 
 
 def test_more_trials_are_no_other_study(repository: Repository) -> None:
-    more = study_record(n_trials=48, config={"name": "demo", "trials": 48})
+    more = study_record(n_trials=48, n_train=1437, config={"name": "demo", "trials": 48})
     repository.register([more])
     assert repository.studies() == [more]
 

@@ -40,6 +40,7 @@ class StudyPlan:
         problem: the problem's label.
         problem_name: its name in the registry, or its target.
         problem_args: its arguments.
+        n_train: how many training examples it has.
         optimizer: the optimizer's label.
         optimizer_name: its name in the registry, or its target.
         space: its own space with the file's ``space`` and ``fixed`` applied, batch sizes within the problem's.
@@ -51,6 +52,7 @@ class StudyPlan:
     problem: str
     problem_name: str
     problem_args: Mapping[str, Any]
+    n_train: int
     optimizer: str
     optimizer_name: str
     space: Space
@@ -109,6 +111,7 @@ def _make_plans(config: StudyConfig) -> tuple[tuple[StudyPlan, ...], Flaws]:
             problem=problem_labels[i],
             problem_name=problem.key,
             problem_args=_changed_args(problem, entry, ("problems", i, "args"), flaws),
+            n_train=entry.n_train,
             optimizer=optimizer_labels[j],
             optimizer_name=optimizer.key,
             space=make_space(
