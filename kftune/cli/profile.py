@@ -66,6 +66,7 @@ def profile(
     from kftune.cli._profile_progress import ProfileProgress
     from kftune.cli._profile_tables import markdown, print_profile
     from kftune.problems import PROBLEMS, default_data_dir
+    from kftune.study.executors.leases import leased
     from kftune.training.profile import ProfileSpec
     from kftune.training.profile import profile as measure
 
@@ -87,7 +88,10 @@ def profile(
         if out is not None:
             _make_place(out)
         try:
-            with ProfileProgress() as progress:
+            with (
+                leased(spec.device, threads=threads, name="kftune profile", on_wait=_say_waiting),
+                ProfileProgress() as progress,
+            ):
                 measured = measure(spec, progress)
         except KeyboardInterrupt:
             print("interrupted; nothing was written", file=sys.stderr)
@@ -112,6 +116,10 @@ def profile(
         if not as_json:
             say(f"\nwrote {out}", whole=True)
     return 0
+
+
+def _say_waiting(holders: Sequence[object]) -> None:
+    print(f"waiting for a run of {', '.join(map(str, holders)) or 'another process'} to end", file=sys.stderr)
 
 
 def _contestants(optimizers: str | None, variants: Sequence[str]) -> list[Contestant]:

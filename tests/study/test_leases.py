@@ -7,21 +7,21 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from kftune.errors import UsageError
 from kftune.study.executors import Finished, LocalExecutor, Started, leases
-from kftune.study.executors.affinity import Core
-from kftune.study.executors.leases import Leases, Request, lease_directory
+from kftune.study.executors.affinity import Core, cores_here
+from kftune.study.executors.leases import Holder, Leases, Request, lease_directory, leased
 from kftune.study.ledger import Ledger
 from tests.study.test_executor import spec, until_the_end
 
 TAKER = """
 import os, sys, time
-from kftune.study.executors.affinity import Core
+from kftune.study.executors.affinity import Core, cores_here
 from kftune.study.executors.leases import Leases
 
 log, name, n_cores, threads, n_runs, seconds = sys.argv[1:]
@@ -307,3 +307,25 @@ def test_an_executor_waits_for_its_core_and_says_for_whom(tmp_path: Path, take: 
         assert ledger.to_dict()["waiting"] == pytest.approx(before[0].waited_seconds)
         notes = [json.loads(path.read_text() or "null") for path in (tmp_path / "leases").glob("core-*.holder")]
         assert notes == [None] * n  # nothing is held between runs
+
+
+def test_a_block_has_cores_to_itself_and_says_for_whom_it_waits() -> None:
+    mine, all_cores = os.sched_getaffinity(0), cores_here()
+    n = len(all_cores)
+    theirs = Leases(["cpu"], threads=n, name="a study").request("cpu")
+    assert theirs.is_granted()
+    waited_for: list[str] = []
+
+    def on_wait(holders: Sequence[Holder]) -> None:
+        waited_for.extend(map(str, holders))
+        theirs.release()
+
+    with leased("cpu", threads=1, name="a profile", on_wait=on_wait):
+        kept_on = os.sched_getaffinity(0)
+        assert kept_on < mine or n == 1
+        everything = Leases(["cpu"], threads=n, name="another", cores=all_cores).request("cpu")
+        assert not everything.is_granted()
+        assert [holder.name for holder in everything.holders()] == ["a profile"]
+        everything.release()
+    assert waited_for == [f"process {os.getpid()} (a study)"]
+    assert os.sched_getaffinity(0) == mine

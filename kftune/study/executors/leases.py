@@ -21,7 +21,8 @@ import math
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,11 +30,12 @@ import psutil
 from filelock import FileLock, Timeout
 
 from kftune.errors import UsageError
-from kftune.study.executors.affinity import Core, cores_here
+from kftune.study.executors.affinity import Core, cores_here, pin
 
-__all__ = ["Holder", "Leases", "Request", "lease_directory"]
+__all__ = ["Holder", "Leases", "Request", "lease_directory", "leased"]
 
 _VARIABLE = "KFTUNE_LEASE_DIR"
+_POLL_SECONDS = 0.1
 
 
 def lease_directory() -> Path:
@@ -276,6 +278,38 @@ class Request:
         if self._is_next:
             self._turnstile.release()
             self._is_next = False
+
+
+@contextlib.contextmanager
+def leased(device: str, *, threads: int, name: str, on_wait: Callable[[tuple[Holder, ...]], None]) -> Iterator[None]:
+    """Inside the block this process has a device, or as many cores as it has threads, to itself.
+
+    It is kept on these cores, and afterwards allowed on those it was allowed on before.
+
+    Args:
+        device: ``"cpu"`` or ``"cuda:i"``.
+        threads: CPU threads.
+        name: what it does, for those who wait.
+        on_wait: told once, if it has to wait, who has what it waits for.
+
+    Raises:
+        UsageError: see :func:`lease_directory`.
+    """
+    request = Leases([device], threads=threads, name=name).request(device)
+    me = psutil.Process()
+    before = me.cpu_affinity() if hasattr(me, "cpu_affinity") else None
+    try:
+        if not request.is_granted():
+            on_wait(request.holders())
+            while not request.is_granted():
+                time.sleep(_POLL_SECONDS)
+        if request.cpus:
+            pin(me.pid, request.cpus)
+        yield
+    finally:
+        if before and request.cpus:
+            pin(me.pid, before)
+        request.release()
 
 
 def _is_alive(pid: int) -> bool:
