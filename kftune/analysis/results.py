@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, get_args
 
 from kftune.errors import UnknownNameError
@@ -100,18 +101,30 @@ class StudyResults:
     @property
     def finished(self) -> list[TrialResults]:
         """Trials that are settled."""
-        return [trial for trial in self.trials if trial.is_finished]
+        return [*self._finished]
+
+    @cached_property
+    def _finished(self) -> tuple[TrialResults, ...]:
+        return tuple(trial for trial in self.trials if trial.is_finished)
 
     @property
     def runs(self) -> list[RunRecord]:
         """All runs of the search that count, by trial and repeat."""
-        return [run for trial in self.trials for run in trial.runs]
+        return [*self._runs]
+
+    @cached_property
+    def _runs(self) -> tuple[RunRecord, ...]:
+        return tuple(run for trial in self.trials for run in trial.runs)
 
     def ranked(self) -> list[TrialResults]:
         """Trials with a value and a run that ended well, best first; equal ones in the order they were tried.
 
         Pruned trials are not among them: their value is not one at the end of the budget.
         """
+        return [*self._ranked]
+
+    @cached_property
+    def _ranked(self) -> list[TrialResults]:
         usable = [t for t in self.trials if t.trial.value is not None and t.successes and not t.is_pruned]
         return sorted(usable, key=lambda trial: (trial.trial.value, trial.trial.number))
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -342,7 +343,7 @@ class Repository:
             .where(*where)
             .order_by(row.run_id, row.position)
         )
-        points = groupby(connection.execute(query), key=lambda point: point[0])
+        points = groupby(connection.execute(query).all(), key=itemgetter(0))
         return {
             run_id: tuple(
                 CurvePoint(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 from kftune.space import Value
@@ -115,7 +116,7 @@ class Calibration:
     seconds: tuple[float, ...]
     reference: float | None = None
 
-    @property
+    @cached_property
     def slowdown(self) -> float | None:
         """How many times slower than usual the machine was, on average over the run; None without a reference."""
         if self.reference is None or not self.seconds:

@@ -5,11 +5,13 @@ import itertools
 import json
 import re
 from datetime import UTC, datetime, timedelta, timezone
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from plotly.offline import get_plotlyjs_version
 
 from kftune.analysis.confirmed import confirmed_results
 from kftune.analysis.results import FileResults
@@ -29,7 +31,7 @@ from tests.dashboard.factory import STARTED_AT, make_database
 def test_it_is_one_file_that_needs_no_other(file: FileResults) -> None:
     text = render_page([file], database="results.db")
     assert len(text.encode()) < 10e6
-    assert text.count("plotly.js v") == 1
+    assert text.count("plotly.js (basic - minified) v") == 1
     without_scripts = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
     assert "://" not in without_scripts
     assert re.findall(r"\bsrc=", without_scripts) == []
@@ -261,3 +263,9 @@ def test_times_are_in_utc() -> None:
     tokyo = datetime(2026, 1, 1, 9, 30, tzinfo=timezone(timedelta(hours=9)))
     assert formatting.clock_time(tokyo) == "2026-01-01 00:30 UTC"
     assert STARTED_AT.tzinfo is UTC
+
+
+def test_the_bundle_is_that_of_the_plotly_whose_figures_it_draws() -> None:
+    """A new plotly needs a new plotly-basic.min.js (npm's plotly.js-basic-dist-min)."""
+    bundle = resources.files("kftune.dashboard").joinpath("vendor", "plotly-basic.min.js").read_text("utf-8")
+    assert f"(basic - minified) v{get_plotlyjs_version()}\n" in bundle[:100]
