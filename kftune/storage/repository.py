@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime
 from itertools import groupby
 from operator import itemgetter
@@ -156,17 +156,7 @@ class Repository:
     def studies(self, file_name: str | None = None) -> list[StudyRecord]:
         """Studies in the order they were registered, of one study file or all."""
         row = models.Study
-        query = sa.select(
-            row.study,
-            row.file_name,
-            row.problem,
-            row.optimizer,
-            row.identity,
-            row.config,
-            row.space,
-            row.n_trials,
-            row.n_train,
-        ).order_by(row.id)
+        query = sa.select(*(getattr(row, column.name) for column in fields(StudyRecord))).order_by(row.id)
         if file_name is not None:
             query = query.where(row.file_name == file_name)
         with self._read() as connection:

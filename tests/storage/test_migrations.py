@@ -89,6 +89,20 @@ def test_runs_of_the_first_revision_survive_the_second(path: Path, url: str) -> 
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
+def test_studies_of_the_second_revision_learn_their_training_sets(url: str) -> None:
+    known = study_record(n_train=1437)
+    with Repository.open(url) as repository:
+        repository.register([known])
+    engine = Database.parse(url, "write").engine()
+    with engine.begin() as connection:
+        migrating.downgrade(connection, "0002")
+    engine.dispose()
+    with Repository.open(url) as repository:
+        assert repository.studies() == [replace(known, n_train=None)]
+        repository.register([known])
+        assert repository.studies() == [known]
+
+
 @pytest.mark.parametrize("table", Base.metadata.sorted_tables, ids=lambda table: table.name)
 def test_the_tables_can_be_made_in_postgresql(table: sa.Table) -> None:
     statement = str(CreateTable(table).compile(dialect=make_url("postgresql://").get_dialect()()))

@@ -1,4 +1,4 @@
-"""Runs that confirm or were made again, machine speed, readings, micro-batches, numbers of training examples."""
+"""Runs that confirm, runs that were made again, the machine's speed, optimizers' readings, micro-batch sizes."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -27,7 +27,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_kftune_micro_batch"),
         sa.UniqueConstraint("key", name="uq_kftune_micro_batch_key"),
     )
-    op.add_column("kftune_study", sa.Column("n_train", sa.Integer, nullable=True))
     op.add_column("kftune_point", sa.Column("readings", types.Json, nullable=True))
     # SQLite can change a table's constraints only by copying it, and other tables' rows refer to this one's: the
     # points are set aside meanwhile.
@@ -55,7 +54,6 @@ def downgrade() -> None:
             batch.drop_column(column)
     _bring_points_back()
     op.drop_column("kftune_point", "readings")
-    op.drop_column("kftune_study", "n_train")
     op.drop_table("kftune_micro_batch")
 
 
