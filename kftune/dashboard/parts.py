@@ -50,12 +50,16 @@ class Plots:
         figures: at least one.
         symbols: explains the marks of trials.
         marks: optimizers whose marks are explained: those of figures without lines, which the page's legend shows.
+        caption: a heading; "" for none.
+        note: beside it.
     """
 
     kind: ClassVar[str] = "plots"
     figures: Sequence[Figure]
     symbols: bool = False
     marks: Sequence[str] = ()
+    caption: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -182,9 +186,7 @@ class Panel:
     parts: Sequence[Part]
 
 
-def plots(
-    drawn: Iterable[tuple[go.Figure | None, str]], *, missing: str, symbols: bool = False, marks: Sequence[str] = ()
-) -> Plots | Missing:
-    """The figures that there are; if there is none, the sentence that says so."""
+def plots(drawn: Iterable[tuple[go.Figure | None, str]], *, missing: str, **other: Any) -> Plots | Missing:
+    """The figures that there are, with what else :class:`Plots` takes; if there is none, the sentence that says so."""
     figures = [Figure(figure, label) for figure, label in drawn if figure is not None]
-    return Plots(figures, symbols, marks) if figures else Missing(missing)
+    return Plots(figures, **other) if figures else Missing(missing)

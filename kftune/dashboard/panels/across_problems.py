@@ -38,13 +38,12 @@ def across_panel(subject: Subject) -> Panel:
         if figures:
             parts = [_spread_table(spreads, names, file.problems), Plots(figures)]
         parts.append(_transfer_part(transfers([file])))
-        profiles = plot_performance_profiles(file, styles=subject.styles)
-        if profiles is not None:
-            parts.append(Table((), (), caption="Performance profiles", note=_PROFILES))
         parts.append(
             plots(
-                [(profiles, "performance profiles over the problems")],
+                [(plot_performance_profiles(file, styles=subject.styles), "performance profiles over the problems")],
                 missing="Performance profiles need a problem on which an optimizer reaches the target.",
+                caption="Performance profiles",
+                note=_PROFILES,
             )
         )
     return Panel(
