@@ -7,6 +7,7 @@ from torch import Tensor
 
 _BLOCK = 192  # rows of a strip of add_gram; 128 to 256 are equally fast
 _TILE = 128  # rows and columns of what symmetrize_ transposes at a time
+_CACHED = 512  # side of the largest matrix that symmetrize_ takes at once
 
 
 def add_gram(total: Tensor, x: Tensor) -> None:
@@ -43,6 +44,9 @@ def add_homogeneous_gram(total: Tensor, x: Tensor) -> None:
 
 def symmetrize_(matrix: Tensor) -> Tensor:
     """Copy the lower triangle to the upper one, in place."""
+    if len(matrix) <= _CACHED:
+        matrix.tril_()
+        return matrix.add_(matrix.tril(-1).T)
     for start in range(0, len(matrix), _TILE):  # tile by tile, which stay in the cache while they are transposed
         end = start + _TILE
         matrix[start:end, end:] = matrix[end:, start:end].T

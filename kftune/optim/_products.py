@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _LINE = 64  # bytes
+_SMALL = 256  # columns below which the calls cost more than rows of odd length
 
 
 def padded_zeros(rows: int, columns: int, *, like: Tensor) -> Tensor:
@@ -29,6 +30,8 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _padded(columns: int, like: Tensor) -> int:
-    """The least number of entries from ``columns`` on that fills cache lines."""
+    """The least number of entries from ``columns`` on that fills cache lines; of few ``columns`` just these."""
+    if columns < _SMALL:
+        return columns
     per_line = _LINE // like.element_size()
     return -(-columns // per_line) * per_line
