@@ -135,7 +135,8 @@ def test_an_optimizer_can_be_hidden(open_page: Open, studied_page: Path) -> None
     button.click()
     wait_until(page, f"{traces} === 2")
     assert button.get_attribute("aria-pressed") == "false"
-    assert plot_of(page, "learning-curves").locator(".trace").count() == 2 * 4 + 2
+    plot_of(page, "learning-curves")
+    wait_until(page, "document.querySelector('.learning-curves .plot').querySelectorAll('.trace').length === 2 * 4 + 2")
     plot_of(page, "budget")
     wait_until(page, "document.querySelectorAll('.budget tbody')[0].rows.length === 2")
     second = page.locator(".problem").nth(1).locator(".sorted-losses .plot")
@@ -149,8 +150,8 @@ def test_the_slider_shows_what_a_smaller_budget_would_have(open_page: Open, stud
     page = open_page(studied_page).page
     plot_of(page, "budget")
     panel = page.locator(".panel.budget").first
-    slider, output = panel.locator("input[type=range]"), panel.locator("output")
-    assert output.inner_text() == "seen at 1 min, tuned for 1 min"
+    slider = panel.locator("input[type=range]")
+    wait_until(page, "document.querySelector('.budget output').textContent === 'seen at 1 min, tuned for 1 min'")
     table = panel.locator("tbody tr")
     at_the_end = table.all_inner_texts()
     assert at_the_end[0].startswith("1\t")

@@ -13,7 +13,7 @@ from kftune.dashboard.export import make_request, write_figure
 from kftune.dashboard.figures.catalogue import FIGURES
 from kftune.dashboard.tables import write_tables
 from kftune.errors import UnknownNameError, UsageError
-from tests.dashboard.conftest import Watched
+from tests.dashboard.conftest import Watched, wait_until
 
 needs_browser = pytest.mark.skipif(shutil.which("chromium") is None, reason="drawn by Chromium")
 
@@ -49,8 +49,7 @@ def test_html_is_a_page_with_one_figure(confirmed: FileResults, tmp_path: Path, 
     assert isinstance(watched, Watched)
     assert watched.page.locator(".plot.drawn .trace").count() == 3
     watched.page.locator(".legend").get_by_role("button", name="sgd").click()
-    watched.page.locator(".plot .trace").nth(1).wait_for(state="attached")
-    assert watched.page.locator(".plot .trace").count() == 2
+    wait_until(watched.page, "document.querySelectorAll('.plot .trace').length === 2")
 
 
 def test_a_place_of_the_budget_slider(confirmed: FileResults, tmp_path: Path) -> None:

@@ -71,8 +71,8 @@ def test_a_study_that_is_running_is_seen_to_grow(open_page: Open, served: Served
     slider.scroll_into_view_if_needed()
     slider.focus()
     page.keyboard.press("ArrowLeft")
+    wait_until(page, "document.querySelector('.slider output').textContent.startsWith('seen at 58.5 s')")
     before = page.locator(".slider output").first.inner_text()
-    assert before.startswith("seen at 58.5 s")
     page.locator(".sorted-losses").first.scroll_into_view_if_needed()
     points = "document.querySelectorAll('.sorted-losses .plot .trace .point').length"
     wait_until(page, f"{points} === 2")
