@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import permutations
 from typing import Any
 
@@ -44,7 +44,7 @@ class SuperiorityMatrix:
     Attributes:
         problem: label.
         budget_factor: of the confirming runs.
-        optimizers: labels of rows and columns, in the file's order.
+        optimizers: labels of rows and columns.
         cells: ``cells[i][j]`` is P(i beats j); None on the diagonal and without a common seed.
     """
 
@@ -52,6 +52,15 @@ class SuperiorityMatrix:
     budget_factor: float
     optimizers: tuple[str, ...]
     cells: tuple[tuple[Superiority | None, ...], ...]
+
+    def ordered(self, optimizers: Sequence[str]) -> SuperiorityMatrix:
+        """The same with rows and columns in the order in which their labels stand among ``optimizers``."""
+        places = sorted(range(len(self.optimizers)), key=lambda i: optimizers.index(self.optimizers[i]))
+        return replace(
+            self,
+            optimizers=tuple(self.optimizers[i] for i in places),
+            cells=tuple(tuple(self.cells[i][j] for j in places) for i in places),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -74,7 +83,7 @@ def probability_of_superiority(
 
 
 def superiority_matrices(file: FileResults, *, budget_factor: float = 1.0) -> list[SuperiorityMatrix]:
-    """One matrix per problem of which an optimizer is confirmed at this budget factor."""
+    """One matrix per problem of which an optimizer is confirmed at this budget factor, in the file's order."""
     found = [result for result in confirmed_results(file) if result.budget_factor == budget_factor]
     return [
         _matrix([result for result in found if result.problem == problem])

@@ -85,8 +85,8 @@ class ProblemVerdict:
         objective: what the losses are.
         budget_factor: of the confirming runs that rank.
         rows: the ranked ones, best first, then the others by tuned loss, then those without a result.
-        comparisons: of every pair that is confirmed on two common seeds or more.
-        matrix: P(A beats B); None with fewer than two confirmed optimizers.
+        comparisons: of every pair that is confirmed on two common seeds or more, in the order of the rows.
+        matrix: P(A beats B), in the order of the rows; None with fewer than two confirmed optimizers.
     """
 
     file_name: str
@@ -136,7 +136,10 @@ def verdicts(file: FileResults, *, budget_factor: float = 1.0) -> list[ProblemVe
     found = []
     for problem in file.problems:
         studies = file.of_problem(problem)
-        rows = [_row(study, confirmed.get(study.record.study), flagged[study.record.study]) for study in studies]
+        rows = _ranked([_row(study, confirmed.get(study.record.study), flagged[study.record.study]) for study in studies])
+        places = [row.optimizer for row in rows]
+        of_problem = [pair for pair in pairs if pair.problem == problem]
+        of_problem.sort(key=lambda pair: (places.index(pair.first), places.index(pair.second)))
         matrix = matrices.get(problem)
         found.append(
             ProblemVerdict(
@@ -144,9 +147,9 @@ def verdicts(file: FileResults, *, budget_factor: float = 1.0) -> list[ProblemVe
                 problem=problem,
                 objective=file.objective,
                 budget_factor=budget_factor,
-                rows=_ranked(rows),
-                comparisons=tuple(pair for pair in pairs if pair.problem == problem),
-                matrix=matrix if matrix is not None and len(matrix.optimizers) > 1 else None,
+                rows=rows,
+                comparisons=tuple(of_problem),
+                matrix=matrix.ordered(places) if matrix is not None and len(matrix.optimizers) > 1 else None,
             )
         )
     return found

@@ -11,24 +11,29 @@ def test_confirmed_ones_are_ranked_and_tuned_ones_stand_below_unranked() -> None
     made = file(
         study([trial(0, [0.1, 0.1])], optimizer="lucky"),
         study([trial(0, [1.0, 1.0])], optimizer="sgd", confirmed={0: [3.0, 3.2, 3.1]}),
+        study([trial(0, [1.5, 1.5])], optimizer="adamw", confirmed={0: [2.1, 2.3, 2.0]}),
         study([trial(0, [2.0, 2.0])], optimizer="kfac", confirmed={0: [2.0, 2.2, 2.1]}),
         study([trial(0, [None])], optimizer="broken"),
     )
     (verdict,) = verdicts(made)
     assert [(row.optimizer, row.rank, row.is_confirmed) for row in verdict.rows] == [
         ("kfac", 1, True),
-        ("sgd", 2, True),
+        ("adamw", 2, True),
+        ("sgd", 3, True),
         ("lucky", None, False),
         ("broken", None, False),
     ]
-    kfac, _, lucky, broken = verdict.rows
+    kfac, _, _, lucky, broken = verdict.rows
     assert (kfac.loss, kfac.tuned, kfac.n_seeds) == (2.1, 2.0, 3)
     assert kfac.interval is not None
     assert (lucky.loss, lucky.interval) == (0.1, None)
     assert (broken.trial, broken.outcomes) == (None, {"crashed": 1})
-    assert [(pair.first, pair.second) for pair in verdict.comparisons] == [("kfac", "sgd")]
+    ordered = [("kfac", "adamw"), ("kfac", "sgd"), ("adamw", "sgd")]  # as the rows, unlike in the file
+    assert [(pair.first, pair.second) for pair in verdict.comparisons] == ordered
     assert verdict.matrix is not None
-    assert verdict.matrix.optimizers == ("sgd", "kfac")
+    assert verdict.matrix.optimizers == ("kfac", "adamw", "sgd")
+    shares = [[None if cell is None else round(cell.probability, 2) for cell in row] for row in verdict.matrix.cells]
+    assert shares == [[None, 0.67, 1.0], [0.33, None, 1.0], [0.0, 0.0, None]]
 
 
 def test_without_confirmation_the_ranking_is_by_tuned_loss_and_says_so() -> None:
