@@ -28,6 +28,8 @@ State: TypeAlias = MutableMapping[Tensor, dict[str, Any]]
 _PREVIOUS, _AVERAGE = "previous_update", "parameter_average"
 _MIN_DAMPING = 1e-8
 _DECAY = 19 / 20
+_SAME_LOSS = 1e-2  # relative: fused attention and convolutions may be computed in another way the second time
+_SMALL_LOSS = 1e-3  # below it rounding of the outputs counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,14 @@ class AdaptiveOptions:
             )
         if self.adaptive_gamma and damping_method != "factored":
             raise ValueError(f"adaptive_gamma needs damping_method='factored', got {damping_method!r}")
+
+
+_NOT_THE_SAME = (
+    "a closure gave another loss when it was run again at the same parameters, which are unchanged. K-FAC with rescale "
+    "runs all closures of an update again at step(), where each must see its own batch: one made in a loop sees "
+    "the loop's last batch, unless it is bound, as in def closure(xb=xb, yb=yb); and a batch must be neither drawn "
+    "inside the closure nor overwritten before step()"
+)
 
 
 class Trial(NamedTuple):
@@ -123,14 +133,16 @@ class Replay:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._device = next(model.parameters()).device
         self._process_group = process_group_of(model)
         self._runs: list[_Run] = []
 
     def random_state(self) -> tuple[Tensor, Tensor | None]:
         """What :meth:`add` needs, from before the closure ran."""
-        on_device = torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
-        return torch.get_rng_state(), on_device
+        device = self._device()
+        return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def _device(self) -> torch.device:
+        return next(self._model.parameters()).device
 
     def add(self, closure: Closure, random: tuple[Tensor, Tensor | None], loss: Tensor, n_examples: int) -> None:
         """Remember a closure that has just been run."""
@@ -140,18 +152,25 @@ class Replay:
         """Forget the closures, and with them their batches."""
         self._runs = []
 
-    def fisher_products(self, directions: Sequence[Direction], likelihood: Likelihood) -> Tensor:
-        """DᵀFD of all examples, (k, k) in float64 on the device."""
-        total: Tensor | None = None
+    def fisher_products(self, directions: Sequence[Direction], likelihood: Likelihood) -> tuple[Tensor, Tensor]:
+        """DᵀFD of all examples, (k, k) in float64 on the device, and whether a closure has another loss than before.
+
+        The second is a number in float64 on the device, above 0 if so (in any process). The parameters must still be
+        what they were when the closures ran.
+        """
+        found: list[Tensor] = []
+        differs: list[Tensor] = []
         for run in self._runs:
             # Fused attention cannot be differentiated twice.
             with self._again(run), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-                _, output = run.closure()
-                products = fisher_products(output, directions, likelihood)
-            total = products if total is None else total + products
-        if total is None:
+                loss, output = run.closure()
+                found.append(fisher_products(output, directions, likelihood))
+            differs.append(_differ(run.loss, loss.detach()))
+        if not found:
             raise RuntimeError("there is no closure to run again")
-        return self._mean(total)
+        total = torch.stack(found).sum(dim=0)
+        means = self._mean(torch.cat([total.flatten(), torch.stack(differs).sum(dim=0, keepdim=True)]))
+        return means[:-1].view_as(total), means[-1]
 
     @torch.no_grad()
     def loss_change(self) -> Tensor:
@@ -174,14 +193,14 @@ class Replay:
         """Inside the block the random numbers are those of ``run``, and the model's buffers are copies."""
         modules = list(self._model.modules())
         buffers = [(m, name, buffer) for m in modules for name, buffer in m.named_buffers(recurse=False)]
-        devices = [] if run.random[1] is None else [self._device]
+        devices = [] if run.random[1] is None else [self._device()]
         with torch.random.fork_rng(devices=devices), ExitStack() as unsynchronised:
             for module in modules:
                 if isinstance(module, DistributedDataParallel):  # waits for a backward pass, and shares the buffers
                     unsynchronised.enter_context(module.no_sync())
             torch.set_rng_state(run.random[0])
             if run.random[1] is not None:
-                torch.cuda.set_rng_state(run.random[1], self._device)
+                torch.cuda.set_rng_state(run.random[1], self._device())
             try:
                 for module, name, buffer in buffers:
                     module._buffers[name] = buffer.clone()
@@ -189,6 +208,12 @@ class Replay:
             finally:
                 for module, name, buffer in buffers:
                     module._buffers[name] = buffer
+
+
+def _differ(before: Tensor, now: Tensor) -> Tensor:
+    """Whether two losses differ by more than rounding; what is not finite is another matter."""
+    before, now = before.double(), now.double()
+    return (now - before).abs() > _SAME_LOSS * (torch.maximum(before.abs(), now.abs()) + _SMALL_LOSS)
 
 
 class Adaptation:
@@ -242,6 +267,7 @@ class Adaptation:
 
         Raises:
             DivergenceError: if the model is not finite.
+            RuntimeError: if a closure has not the loss that it had.
         """
         left_out, previous = _left_out(gradient, trials[0]), _previous(gradient, state)
         others = [d for d in (left_out, previous) if d]
@@ -275,9 +301,19 @@ class Adaptation:
     def _model(
         self, gradient: Direction, directions: Sequence[Direction], damping: float, weight_decay: float
     ) -> QuadraticModel:
-        curvature = self.replay.fisher_products(directions, self._likelihood)
+        """M on the span of ``directions``.
+
+        Raises:
+            DivergenceError: it is not finite.
+            RuntimeError: a closure is not what it was.
+        """
+        curvature, differs = self.replay.fisher_products(directions, self._likelihood)
         products = inner_products(gradient, directions)
-        curvature, products = torch.stack([nn.functional.pad(curvature, (1, 0, 1, 0)), products]).cpu()
+        padded = nn.functional.pad(curvature, (1, 0, 1, 0))
+        padded[0, 0] = differs  # in one copy with the rest
+        curvature, products = torch.stack([padded, products]).cpu()
+        if float(curvature[0, 0]) > 0:
+            raise RuntimeError(_NOT_THE_SAME)
         if not bool(torch.isfinite(curvature + products).all()):
             raise DivergenceError("the quadratic model is not finite; the parameters are unchanged")
         return QuadraticModel(

@@ -77,6 +77,10 @@ class ModelOptimizer(torch.optim.Optimizer):
         weighted with its number of examples (the output's first dimension), as long as no layer mixes examples.
         If the closure raises, everything accumulated for this update is dropped.
 
+        A method that adapts itself (:class:`~kftune.optim.kfac.KFAC` with ``rescale``) runs the closures again at
+        :meth:`step`. Each must then still be the same computation on the same batch. In a loop that is
+        ``def closure(xb=xb, yb=yb)``: names of the loop would all stand for the last batch by then.
+
         Args:
             closure: see :data:`Closure`.
 
@@ -136,6 +140,7 @@ class ModelOptimizer(torch.optim.Optimizer):
         if self._n_examples == 0 or self._loss_sum is None:
             raise RuntimeError("nothing to step from: call step(closure), or accumulate(closure) before step()")
         loss = self._loss_sum / self._n_examples
+        self._densify_gradients()
         gradients = self._gradient_tensors()
         with torch.no_grad():
             with self.phases.phase("update"):
@@ -149,6 +154,13 @@ class ModelOptimizer(torch.optim.Optimizer):
                     )
             self._update()
         return loss
+
+    def _densify_gradients(self) -> None:
+        """Write out gradients of ``nn.Embedding(sparse=True)``: norms, averages and factors are of dense ones."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and p.grad.is_sparse:
+                    p.grad = p.grad.to_dense()
 
     def _gradient_tensors(self) -> list[Tensor]:
         """Everything that holds a part of the accumulated gradient."""
@@ -208,7 +220,7 @@ class ModelOptimizer(torch.optim.Optimizer):
         """
         if self._n_examples:
             raise RuntimeError("state_dict() between accumulate() and step() would lose what was accumulated")
-        return super().state_dict() | {"extra": self._extra_state()}
+        return super().state_dict() | {"extra": {"optimizer": type(self).__name__, **self._extra_state()}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a state of :meth:`state_dict`; it is copied, not shared, and goes to the parameters' device.
@@ -220,6 +232,9 @@ class ModelOptimizer(torch.optim.Optimizer):
         extra = own.pop("extra", None)
         if extra is None:
             raise ValueError("this state_dict was not made by a kftune optimizer: it has no 'extra'")
+        if extra["optimizer"] != type(self).__name__:
+            raise ValueError(f"the state_dict is one of {extra['optimizer']}, this optimizer is {type(self).__name__}")
+        self._check_extra_state(extra)
         super().load_state_dict(own)
         self._load_extra_state(extra)
         self._n_examples, self._loss_sum = 0, None
@@ -227,6 +242,13 @@ class ModelOptimizer(torch.optim.Optimizer):
     def _extra_state(self) -> dict[str, Any]:
         """Plain data and tensors beyond ``self.state`` and the groups."""
         return {}
+
+    def _check_extra_state(self, extra: dict[str, Any]) -> None:
+        """Refuse, before anything is changed, what :meth:`_load_extra_state` cannot take.
+
+        Raises:
+            ValueError: it says why.
+        """
 
     def _load_extra_state(self, extra: dict[str, Any]) -> None:
         """Inverse of :meth:`_extra_state`; ``extra`` belongs to this optimizer alone."""

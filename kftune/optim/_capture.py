@@ -7,6 +7,7 @@ can change the output in place.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,13 +26,24 @@ class Capture:
 
     The hooks hold only a weak reference here and go when this object does. Modules are not kept alive.
 
+    In a model of ``torch.compile`` the layers are compiled once as if nobody looked, and once with a break of the graph
+    at each module, for what looks must see real tensors.
+
     Args:
         modules: name → module.
+
+    Attributes:
+        is_recording: whether inside :meth:`recording`.
+        report: :meth:`show` as the hooks call it then.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self._on_use: OnUse | None = None
-        handles = [module.register_forward_hook(_Hook(self, name)) for name, module in modules.items()]
+        self.is_recording = False
+        self.report = _untraced_report()
+        handles = [
+            module.register_forward_hook(_Hook(self, name), with_kwargs=True) for name, module in modules.items()
+        ]
         self._finalizer = weakref.finalize(self, _remove_all, handles)
         self._finalizer.atexit = False
 
@@ -42,20 +54,31 @@ class Capture:
         Only the forward pass belongs in the block: recomputation during a backward pass (gradient checkpointing) would
         count layers twice.
         """
-        self._on_use = on_use
+        self._on_use, self.is_recording = on_use, True
         try:
             yield
         finally:
-            self._on_use = None
+            self._on_use, self.is_recording = None, False
 
     def remove(self) -> None:
         """Take the hooks off."""
         self._finalizer()
 
-    def report(self, name: str, module: nn.Module, layer_input: Tensor, layer_output: Tensor) -> None:
-        """Called by the hooks."""
+    def show(self, name: str, module: nn.Module, layer_input: Tensor, layer_output: Tensor) -> None:
+        """Tell whoever records of one use of a module."""
         if self._on_use is not None and module.training and torch.is_grad_enabled() and layer_output.requires_grad:
             self._on_use(name, layer_input, layer_output)
+
+
+@functools.cache
+def _untraced_report() -> Callable[[Capture, str, nn.Module, Any, Any], None]:
+    """:meth:`Capture.show`, which dynamo does not look into: it would compile it anew for every update's tensors.
+
+    Made on first use: it imports ``torch._dynamo``, which takes more than a second, as the first optimizer does too.
+    """
+    # torch does not annotate it
+    untraced: Callable[..., None] = torch.compiler.disable(Capture.show)  # type: ignore[no-untyped-call]
+    return untraced
 
 
 def _remove_all(handles: list[RemovableHandle]) -> None:
@@ -70,10 +93,11 @@ class _Hook:
         self._capture = weakref.ref(capture) if capture is not None else None
         self._name = name
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         capture = self._capture() if self._capture is not None else None
-        if capture is not None:
-            capture.report(self._name, module, args[0], output)
+        if capture is not None and capture.is_recording:
+            # Linear layers and convolutions call it ``input``; nobody looks at that of other modules.
+            capture.report(capture, self._name, module, args[0] if args else kwargs.get("input"), output)
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[None, str]]:
         return _Hook, (None, self._name)

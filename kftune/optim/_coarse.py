@@ -74,7 +74,7 @@ def by_example(name: str, sums: Tensor, positions: tuple[int, ...], n_examples: 
     Raises:
         RuntimeError: the rows do not belong to examples.
     """
-    if sums.numel() % n_examples:
+    if len(sums) % n_examples:
         raise RuntimeError(
             f"two-level K-FAC pairs layers example by example: layer {name!r} was given {len(sums)} rows, which is no "
             f"multiple of the {n_examples} examples"

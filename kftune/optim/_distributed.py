@@ -18,6 +18,11 @@ def process_group_of(model: nn.Module) -> dist.ProcessGroup | None:
     return None
 
 
+def rank_of(group: dist.ProcessGroup | None) -> int:
+    """This process' place in the group; 0 without one."""
+    return 0 if group is None else dist.get_rank(group)
+
+
 def mean_over_processes(tensors: Sequence[Tensor], group: dist.ProcessGroup) -> None:
     """Replace each tensor by its mean over all processes, in one message.
 

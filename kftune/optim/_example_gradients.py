@@ -233,14 +233,15 @@ class _Batch:
         self._inputs: dict[str, Tensor] = {}  # of the layers that stay in factors
         self._found: dict[str, list[Tensor]] = {}
 
-    def add(self, rows: Mapping[str, Rows], examples: slice) -> None:
+    def add(self, rows: Mapping[str, Rows], examples: slice, *, kept: bool) -> None:
         """Add one direction of all layers."""
         self.n_directions += 1
         for name, found in rows.items():
             inputs, gradients = found.inputs[examples], found.gradients[examples]
             self.n_examples = len(inputs)
             if name not in self._found and not self._is_smaller_written_out(inputs, gradients):
-                self._inputs[name] = inputs
+                # They may be a view of the batch itself, which may be filled anew.
+                self._inputs[name] = inputs.clone() if kept else inputs
             own = gradients if name in self._inputs else torch.bmm(gradients.mT, inputs)
             self._found.setdefault(name, []).append(own)
 
@@ -280,10 +281,15 @@ class ExampleGradientsSum:
             if self._left is not None:
                 self._left -= batch.n_examples
 
-    def add(self, rows: Mapping[str, Rows]) -> None:
-        """Add one direction of all layers of the micro-batch."""
+    def add(self, rows: Mapping[str, Rows], *, kept: bool = True) -> None:
+        """Add one direction of all layers of the micro-batch.
+
+        Args:
+            rows: layer → what passed it.
+            kept: whether :meth:`result`, or what comes of it, is used after the call of the optimizer that this is in.
+        """
         if self._left != 0:
-            self._batch.add(rows, slice(self._left))
+            self._batch.add(rows, slice(self._left), kept=kept)
 
     def result(self) -> dict[str, ExampleGradients]:
         """Layer → the gradients of all examples; zero where a layer was not used. Consumes what was gathered."""

@@ -20,11 +20,12 @@ class RowsOrGram:
         self._rows: list[Tensor] = []
         self._gram: Tensor | None = None
 
-    def add(self, rows: Tensor) -> None:
-        """Add rows, (n, d)."""
+    def add(self, rows: Tensor, *, kept: bool = False) -> None:
+        """Add rows, (n, d); ``kept`` if they may change before :meth:`chain`."""
         self.n_rows += len(rows)
-        self._rows.append(rows)
-        if self.n_rows >= rows.shape[1]:
+        is_gram = self.n_rows >= rows.shape[1]
+        self._rows.append(rows.clone() if kept and not is_gram else rows)
+        if is_gram:
             if self._gram is None:
                 self._gram = padded_zeros(rows.shape[1], rows.shape[1], like=rows)
             for part in self._rows:
@@ -57,8 +58,14 @@ class KroneckerRows:
         """What is added from here on belongs to another micro-batch."""
         self._in_batch = set()
 
-    def add(self, rows: Mapping[str, Rows]) -> None:
-        """Add one direction of all layers of the micro-batch; ā counts once for all directions."""
+    def add(self, rows: Mapping[str, Rows], *, kept: bool = True) -> None:
+        """Add one direction of all layers of the micro-batch; ā counts once for all directions.
+
+        Args:
+            rows: layer → what passed it.
+            kept: whether :meth:`result` is used after the call of the optimizer that this is in: ā may be a view of the
+                batch itself, which may be filled anew.
+        """
         first = not self._in_batch
         for name, found in rows.items():
             inputs, gradients = found.inputs, found.gradients
@@ -67,7 +74,7 @@ class KroneckerRows:
                 first = False
             if name not in self._in_batch:
                 own = inputs.mean(dim=1) if self._reduce else inputs.flatten(0, 1)
-                self._inputs.setdefault(name, RowsOrGram()).add(own)
+                self._inputs.setdefault(name, RowsOrGram()).add(own, kept=kept)
             own = gradients.sum(dim=1) if self._reduce else gradients.flatten(0, 1)
             self._gradients.setdefault(name, RowsOrGram()).add(own)
         self._in_batch.update(rows)

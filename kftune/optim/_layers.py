@@ -67,6 +67,10 @@ class Layer(ABC):
     def output_rows(self, s: Tensor) -> Tensor:
         """The module's output, or the gradient by it, as (N, T, d_G)."""
 
+    def examples_first(self, t: Tensor, n_examples: int) -> Tensor:
+        """The module's input, output or gradient with its examples in the first dimension."""
+        return t
+
     @abstractmethod
     def n_rows(self, s: Tensor) -> int:
         """N·T of one use of the module, by its output."""
@@ -95,6 +99,11 @@ class Layer(ABC):
 
 class LinearLayer(Layer):
     """``nn.Linear``: everything between the first and the last dimension of its input is a position."""
+
+    def examples_first(self, t: Tensor, n_examples: int) -> Tensor:
+        """(T, N, …, d) → (N, T, …, d), where T is not N; all else as it is."""
+        is_second = t.ndim > 2 and len(t) != n_examples and t.shape[1] == n_examples
+        return t.transpose(0, 1) if is_second else t
 
     def input_rows(self, a: Tensor) -> Tensor:
         """(N, …, d_i) → (N, T, d_i)."""

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from kftune.errors import DivergenceError
 from kftune.optim._base import Closure, Likelihood, ModelOptimizer, all_finite, check_choice
 from kftune.optim._capture import Capture
-from kftune.optim._distributed import mean_over_processes, process_group_of
+from kftune.optim._distributed import mean_over_processes, process_group_of, rank_of
+from kftune.optim._graph import parameters_reached
 from kftune.optim._layers import Layer, find_layers, split
 from kftune.optim._likelihoods import LIKELIHOODS, Fisher, output_vectors
-from kftune.optim._statistics import WEIGHT_SHARINGS, LazyRows, Rows, Statistics, WeightSharing
+from kftune.optim._random import Random
+from kftune.optim._statistics import WEIGHT_SHARINGS, LazyRows, Passed, Rows, Statistics, WeightSharing, make_rows
 from kftune.optim._thin import gradient
 
 
@@ -31,6 +32,7 @@ class Use:
     Attributes:
         module: its name.
         a: its input, detached.
+        origin: what made the input, in the graph; None if nothing that is differentiated did.
         edge: of its output, in the graph.
         positions: see :meth:`kftune.optim._layers.Layer.positions`.
         n_rows: examples times positions.
@@ -38,6 +40,7 @@ class Use:
 
     module: str
     a: Tensor
+    origin: Node | None
     edge: GradientEdge
     positions: tuple[int, ...]
     n_rows: int
@@ -87,6 +90,9 @@ class LayerwiseOptimizer(ModelOptimizer):
         check_choice("likelihood", likelihood, LIKELIHOODS)
         check_choice("weight_sharing", weight_sharing, WEIGHT_SHARINGS)
         super().__init__(model, defaults)
+        if any(isinstance(module, nn.DataParallel) and len(module.device_ids) > 1 for module in model.modules()):
+            what = f"{type(self).__name__} cannot see into the copies that nn.DataParallel makes"
+            raise ValueError(f"{what}: use DistributedDataParallel")
         self._process_group = process_group_of(model)
         if self._process_group is not None and not self.distributed:
             what = f"{type(self).__name__} does not average its curvature over processes"
@@ -103,7 +109,8 @@ class LayerwiseOptimizer(ModelOptimizer):
         self._warned = False
         self._likelihood = likelihood
         self._fisher = fisher
-        self._generator = torch.Generator(device=next(model.parameters()).device).manual_seed(seed)
+        first = next(model.parameters())
+        self._random = Random(seed, process=rank_of(self._process_group), device=first.device)
         self._n_updates = 0
         self._n_statistics = 0
         self._treatment, self._fallback = treatment, fallback
@@ -161,7 +168,7 @@ class LayerwiseOptimizer(ModelOptimizer):
 
         def on_use(module: str, a: Tensor, s: Tensor) -> None:
             layer = self._of_module[module][0]
-            use = Use(module, a.detach(), get_gradient_edge(s), layer.positions(s), layer.n_rows(s))
+            use = Use(module, a.detach(), a.grad_fn, get_gradient_edge(s), layer.positions(s), layer.n_rows(s))
             uses.append(use)
             if statistics:
                 self._see(use, s)
@@ -170,6 +177,8 @@ class LayerwiseOptimizer(ModelOptimizer):
             loss, output = closure()
         n_examples = len(output)
         if statistics:
+            if self._weight_sharing == "reduce":
+                self._check_examples_first(uses, n_examples)
             self._statistics.n_examples += n_examples
             if self._fisher not in (None, "empirical"):
                 self._back_propagate_fisher(output, uses)
@@ -215,7 +224,8 @@ class LayerwiseOptimizer(ModelOptimizer):
             return
         edges = [use.edge for use in uses]
         with self.phases.phase("statistics"):
-            for v in output_vectors(output, self._likelihood, self._fisher, self._generator):
+            generator = self._random.on(output.device)
+            for v in output_vectors(output, self._likelihood, self._fisher, generator):
                 found = torch.autograd.grad(output, edges, grad_outputs=v, retain_graph=True, allow_unused=True)
                 for use, g in zip(uses, found, strict=True):
                     if g is not None:
@@ -226,7 +236,8 @@ class LayerwiseOptimizer(ModelOptimizer):
     def _back_propagate_loss(self, loss: Tensor, n_examples: int, uses: Sequence[Use]) -> None:
         """``.grad`` of the loss; of layers that prefer it, :attr:`_gradient_rows` instead."""
         # DistributedDataParallel reduces what goes into ``.grad``.
-        chosen = self._choose_factors(uses) if self._single and self._process_group is None else set()
+        can_choose = self._single and self._process_group is None
+        chosen = self._choose_factors(loss, uses, n_examples) if can_choose else set()
         if not chosen:
             self._backward(loss, n_examples)
             return
@@ -242,26 +253,49 @@ class LayerwiseOptimizer(ModelOptimizer):
         gradients = [None if g is None else g * n_examples for g in found[: len(thin)]]
         self._gradient_rows = dict(self._rows(thin, gradients, n_examples))
 
-    def _choose_factors(self, uses: Sequence[Use]) -> set[str]:
-        """Modules whose gradient stays in factors."""
+    def _choose_factors(self, loss: Tensor, uses: Sequence[Use], n_examples: int) -> set[str]:
+        """Modules whose gradient stays in factors: those whose parameters act on the loss through their outputs alone.
+
+        (A penalty on a weight, or a second use of it outside its module, adds to its gradient what no output shows.)
+        """
         n_rows: dict[str, int] = {}
         for use in uses:
             n_rows[use.module] = n_rows.get(use.module, 0) + use.n_rows
-        return {
+        chosen = {
             module
             for module, n in n_rows.items()
-            if all(self._prefers_factors(layer, n) for layer in self._of_module[module])
+            if all(
+                self._prefers_factors(layer, n) and all(p.requires_grad for p in layer.parameters)
+                for layer in self._of_module[module]
+            )
         }
+        chosen -= {use.module for use in uses if len(use.a) % n_examples}  # rows that are not of examples
+        if not chosen or loss.grad_fn is None:
+            return set()
+        thin = [use for use in uses if use.module in chosen]
+        roots = [loss.grad_fn, *(use.origin for use in thin if use.origin is not None)]
+        reached = parameters_reached(roots, without=[use.edge.node for use in thin])
+        return {m for m in chosen if not any(p in reached for layer in self._of_module[m] for p in layer.parameters)}
+
+    def _check_examples_first(self, uses: Sequence[Use], n_examples: int) -> None:
+        """Complain about sequences before examples where positions are reduced, before anybody knows N."""
+        for use in uses:
+            layer = self._of_module[use.module][0]
+            if layer.examples_first(use.a, n_examples) is not use.a:
+                raise RuntimeError(
+                    f"weight_sharing='reduce' takes the input of layer {use.module!r} for {len(use.a)} examples, and "
+                    f"the closure returned {n_examples}: put examples first (batch_first=True)"
+                )
 
     def _rows(self, uses: Sequence[Use], gradients: Sequence[Tensor | None], n_examples: int) -> LazyRows:
         """Layer → rows of all its uses; a use without gradient does not count."""
-        passed: dict[str, list[_Passed]] = {}
+        passed: dict[str, list[Passed]] = {}
         for use, g in zip(uses, gradients, strict=True):
             if g is not None:
                 for layer in self._of_module[use.module]:
-                    passed.setdefault(layer.name, []).append((use.a, g.detach(), use.positions))
+                    passed.setdefault(layer.name, []).append(Passed(use.a, g.detach(), use.positions))
         return LazyRows(
-            {name: partial(_make_rows, self._layers[name], parts, n_examples) for name, parts in passed.items()}
+            {name: partial(make_rows, self._layers[name], parts, n_examples) for name, parts in passed.items()}
         )
 
     def _form_gradients(self, names: Iterable[str]) -> None:
@@ -338,8 +372,8 @@ class LayerwiseOptimizer(ModelOptimizer):
 
     def coverage(self) -> dict[str, str]:
         """Parameter name → the layer-wise rule, the first-order fallback, or ``"frozen"``."""
-        own = {p: self._treatment for layer in self._layers.values() for p in layer.parameters}
-        return self._coverage(self._fallback, own)
+        trained = [layer for layer in self._layers.values() if all(p.requires_grad for p in layer.parameters)]
+        return self._coverage(self._fallback, {p: self._treatment for layer in trained for p in layer.parameters})
 
     # State.
 
@@ -347,39 +381,21 @@ class LayerwiseOptimizer(ModelOptimizer):
         return {
             "n_updates": self._n_updates,
             "n_statistics": self._n_statistics,
-            "generator": self._generator.get_state(),
+            "random": self._random.state(),
             "layers": {name: dict(state) for name, state in self._layer_state.items()},
         }
 
-    def _load_extra_state(self, extra: dict[str, Any]) -> None:
+    def _check_extra_state(self, extra: dict[str, Any]) -> None:
         if set(extra["layers"]) != set(self._layers):
             raise ValueError(
                 f"the state_dict has layers {sorted(extra['layers'])}, this optimizer has {sorted(self._layers)}"
             )
+
+    def _load_extra_state(self, extra: dict[str, Any]) -> None:
         self._n_updates, self._n_statistics = extra["n_updates"], extra["n_statistics"]
-        self._generator.set_state(extra["generator"].cpu())
+        self._random.load(extra["random"])
         self._layer_state = {
             name: {key: value.to(self._layers[name].weight.device) for key, value in state.items()}
             for name, state in extra["layers"].items()
         }
         self._begin()
-
-
-_Passed: TypeAlias = tuple[Tensor, Tensor, tuple[int, ...]]
-"""Input of a module at one use, gradient by its output, positions."""
-
-
-def _make_rows(layer: Layer, passed: Sequence[_Passed], n_examples: int) -> Rows:
-    """All positions of all uses in a row."""
-    parts: list[Rows] = []
-    for a, g, positions in passed:
-        inputs = layer.homogeneous_rows(a).to(layer.weight.dtype)
-        gradients = layer.output_rows(g).to(layer.weight.dtype)
-        if len(inputs) != n_examples:  # (examples · something, …): the something is a position
-            inputs, gradients = (t.reshape(n_examples, -1, t.shape[-1]) for t in (inputs, gradients))
-        own = positions if math.prod(positions) == inputs.shape[1] else (inputs.shape[1],)
-        parts.append(Rows(inputs, gradients, own))
-    if len(parts) == 1:
-        return parts[0]
-    inputs = torch.cat([part.inputs for part in parts], dim=1)
-    return Rows(inputs, torch.cat([part.gradients for part in parts], dim=1), (inputs.shape[1],))

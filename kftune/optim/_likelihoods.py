@@ -43,7 +43,9 @@ def output_vectors(
     if fisher == "exact":
         yield from _hessian_roots(output, likelihood)
     elif fisher == "mc":
-        yield _drawn(output, likelihood, generator)
+        # A grid of bfloat16 numbers has no room for many labels.
+        precise = output.to(torch.promote_types(output.dtype, torch.float32))
+        yield _drawn(precise, likelihood, generator).to(output.dtype)
     else:
         yield _permuted(output, likelihood, generator)
 

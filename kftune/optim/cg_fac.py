@@ -140,7 +140,7 @@ class CGFAC(KroneckerOptimizer):
         return super()._forward_backward(closure)
 
     def _add_rows(self, rows: Mapping[str, Rows]) -> None:
-        self._curvature.add(rows)
+        self._curvature.add(rows, kept=not self._single)
 
     def _renew_averages(self) -> None:
         """There are none."""

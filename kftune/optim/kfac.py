@@ -305,6 +305,12 @@ class KFAC(KroneckerOptimizer):
     def _extra_state(self) -> dict[str, Any]:
         return super()._extra_state() | {"adaptation": self._adaptation and self._adaptation.state()}
 
+    def _check_extra_state(self, extra: dict[str, Any]) -> None:
+        super()._check_extra_state(extra)
+        if (self._adaptation is None) != (extra["adaptation"] is None):
+            its, own = ("plain", "adaptive") if extra["adaptation"] is None else ("adaptive", "plain")
+            raise ValueError(f"the state_dict is one of {its} K-FAC, this optimizer is {own}: see its options")
+
     def _load_extra_state(self, extra: dict[str, Any]) -> None:
         super()._load_extra_state(extra)
         if self._adaptation is not None:

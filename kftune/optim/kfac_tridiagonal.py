@@ -12,8 +12,9 @@ from torch.autograd.graph import Node
 from kftune.optim._base import Closure, LayerSize, Likelihood, OptimizerEntry, Phase
 from kftune.optim._capture import Capture
 from kftune.optim._flops import eigenbasis_application, eigendecomposition, fisher_passes, kfac_floor
+from kftune.optim._graph import connected
 from kftune.optim._kronecker import KroneckerOptimizer, Preconditioned
-from kftune.optim._layers import LinearLayer
+from kftune.optim._layers import Layer, LinearLayer
 from kftune.optim._layerwise import Use
 from kftune.optim._likelihoods import Fisher
 from kftune.optim._tridiagonal import Cross, End, Link, Moments, apply, invert
@@ -158,9 +159,11 @@ class BlockTridiagonalKFAC(KroneckerOptimizer):
         layers = [self._layers[name] for name in self._chain]
         if self._n_crossed < self._statistics.n_examples:  # the first output vector of this micro-batch
             self._n_crossed += n_examples
-            inputs = [layer.homogeneous_rows(use.a) for layer, use in zip(layers, uses, strict=True)]
+            inputs = [_of_weight(layer, layer.homogeneous_rows(use.a)) for layer, use in zip(layers, uses, strict=True)]
             _add_crosses(self._input_crosses, self._chain, inputs)
-        rows = [layer.output_rows(g) for layer, g in zip(layers, gradients, strict=True) if g is not None]
+        rows = [
+            _of_weight(layer, layer.output_rows(g)) for layer, g in zip(layers, gradients, strict=True) if g is not None
+        ]
         _add_crosses(self._gradient_crosses, self._chain, rows)
 
     def _check_chain(self, uses: Sequence[Use], gradients: Sequence[Tensor | None], n_examples: int) -> None:
@@ -191,7 +194,7 @@ class BlockTridiagonalKFAC(KroneckerOptimizer):
     def _check_graph(self, uses: Sequence[Use]) -> None:
         """Refuse a way from a layer's output to the model's that goes round the next layer."""
         for use, following in pairwise(uses):
-            if self._output is not None and _connected(self._output, use.edge.node, without=following.edge.node):
+            if self._output is not None and connected(self._output, use.edge.node, without=following.edge.node):
                 why = f"its output reaches the model's output other than through {following.module!r}, called after it"
                 raise RuntimeError(_no_chain(use.module, why))
 
@@ -254,25 +257,17 @@ def _no_chain(name: str, why: str) -> str:
     return f"kfac_tridiagonal is for chains of nn.Linear, and module {name!r} does not belong to one: {why}"
 
 
+def _of_weight(layer: Layer, rows: Tensor) -> Tensor:
+    """Rows in the type of the layer's weight: under autocast, inputs and gradients of neighbours can be of two."""
+    return rows.to(layer.weight.dtype)
+
+
 def _add_crosses(sums: dict[str, Tensor], chain: Sequence[str], rows: Sequence[Tensor]) -> None:
     """Add Σ x_i x_{i+1}ᵀ over examples to the sum of every layer of the chain but the last."""
     flat = [own.flatten(0, 1) for own in rows]
     for name, (x, following) in zip(chain, pairwise(flat), strict=False):
         new = x.T @ following
         sums[name] = sums[name] + new if name in sums else new
-
-
-def _connected(start: Node, goal: Node, *, without: Node) -> bool:
-    """Whether the graph leads back from ``start`` to ``goal`` if ``without`` is taken out."""
-    seen, left = {without}, [start]
-    while left:
-        node = left.pop()
-        if node is goal:
-            return True
-        if node not in seen:
-            seen.add(node)
-            left.extend(following for following, _ in node.next_functions if following is not None)
-    return False
 
 
 def _floor(layers: Sequence[LayerSize], params: Mapping[str, Any]) -> dict[Phase, float]:

@@ -30,6 +30,7 @@ AdjustLr: TypeAlias = Literal["original", "match_rms_adamw"]
 NewtonSchulzDtype: TypeAlias = Literal["auto", "bfloat16", "parameter"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LAYERS = (nn.Linear, *_CONVOLUTIONS, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
@@ -40,10 +41,11 @@ class Muon(ModelOptimizer):
     brings every singular value near 1, c depends on the matrix's shape. For matrices it equals
     :class:`torch.optim.Muon` (with ``ns_dtype="bfloat16"`` to the last bit).
 
-    A matrix is a parameter with two dimensions (which embeddings' tables never count as, except for
-    ``matrices="all"``), or the weight of an ungrouped convolution, flattened to (first dimension, all others): for
-    Conv2d (d_o, d_i·k·k). Which matrices Muon takes is ``matrices``; everything else, grouped convolutions included,
-    is left to AdamW, as :meth:`coverage` says.
+    A matrix is a parameter with two dimensions, or the weight of an ungrouped convolution, flattened to (first
+    dimension, all others): for Conv2d (d_o, d_i·k·k). Which matrices Muon takes is ``matrices``; unless it is ``all``,
+    they are those of layers: linear, convolutional, recurrent, and torch's attention. Everything else is left to AdamW,
+    as :meth:`coverage` says: grouped convolutions, embeddings' tables, and parameters of other modules, such as learned
+    positions.
 
     Args:
         model: the network.
@@ -51,9 +53,10 @@ class Muon(ModelOptimizer):
         momentum: μ, in [0, 1).
         nesterov: whether to look ahead; NS(M) otherwise.
         weight_decay: decoupled, for both parts, each with its own learning rate.
-        matrices: ``not_output``: all but embeddings and the output layer (the last matrix in the model's order of
+        matrices: ``not_output``: those of all layers but the output layer (the last one in the model's order of
             registration, whose rows are read one by one by the loss, as an embedding's are by the input).
-            ``hidden``: the first matrix is left to AdamW as well. ``all``: every matrix, embeddings' too.
+            ``hidden``: the input layer's is left to AdamW as well: the first one's, unless an embedding comes before
+            it. ``all``: every matrix, embeddings' and other modules' too.
         ns_coefficients: (a, b, c) of X ← aX + (bS + cS²)X, S = XXᵀ.
         ns_steps: iterations.
         eps: the least Frobenius norm that M is divided by before the iteration.
@@ -186,21 +189,23 @@ class Muon(ModelOptimizer):
 
 def find_matrices(model: nn.Module, which: Matrices) -> set[nn.Parameter]:
     """The parameters that Muon takes; see :class:`Muon`."""
-    tables = {p for module in model.modules() if isinstance(module, _EMBEDDINGS) for p in module.parameters()}
-    # A weight used as table and as output layer stands in this list twice: as the last one, too.
     found = [
-        p
-        for module in model.modules()
-        for p in module.parameters(recurse=False)
-        if p.ndim == 2 or (isinstance(module, _CONVOLUTIONS) and module.groups == 1 and p.ndim > 2)
+        (module, p) for module in model.modules() for p in module.parameters(recurse=False) if _is_matrix(module, p)
     ]
     if which == "all":
-        return set(found)
-    layers = [p for p in found if p not in tables]
-    excluded = tables | set(found[-1:])
+        return {p for _, p in found}
+    tables = {p for module, p in found if isinstance(module, _EMBEDDINGS)}
+    # A table that is the output layer's weight too stands here as well.
+    layers = [p for module, p in found if isinstance(module, _LAYERS)]
+    excluded = tables | set(layers[-1:])
     if which == "hidden":
-        excluded |= set(layers[:1])
+        inputs = [p for module, p in found if isinstance(module, (*_LAYERS, *_EMBEDDINGS))]
+        excluded |= set(inputs[:1])
     return set(layers) - excluded
+
+
+def _is_matrix(module: nn.Module, parameter: nn.Parameter) -> bool:
+    return parameter.ndim == 2 or (isinstance(module, _CONVOLUTIONS) and module.groups == 1 and parameter.ndim > 2)
 
 
 def orthogonalize(

@@ -154,10 +154,8 @@ class TwoLevelKFAC(KFAC):
             if tensor is None:
                 continue
             for layer in self._of_module[use.module]:
-                sums, positions = (
-                    (input_sums if side == "input" else output_sums)(layer, tensor.detach()),
-                    use.positions,
-                )
+                own_tensor = layer.examples_first(tensor.detach(), n_examples)
+                sums, positions = (input_sums if side == "input" else output_sums)(layer, own_tensor), use.positions
                 if self._weight_sharing == "reduce":
                     sums = (torch.mean if side == "input" else torch.sum)(sums, dim=1, keepdim=True)
                     positions = ()

@@ -134,8 +134,27 @@ DATASETS = {
 """Every dataset that is read from the data directory, by name."""
 
 
+_chosen: list[Path] = []
+"""Directories of :func:`data_read_from`; the innermost comes last."""
+
+
+@contextmanager
+def data_read_from(directory: Path | None) -> Iterator[None]:
+    """Inside the block :func:`default_data_dir` is ``directory``; None changes nothing."""
+    if directory is None:
+        yield
+        return
+    _chosen.append(directory)
+    try:
+        yield
+    finally:
+        _chosen.pop()
+
+
 def default_data_dir() -> Path:
-    """``KFTUNE_DATA`` if it is set, else ``data`` in kftune's folder of the user's cache."""
+    """What :func:`data_read_from` says, else ``KFTUNE_DATA``, else ``data`` in kftune's folder of the user's cache."""
+    if _chosen:
+        return _chosen[-1]
     named = os.environ.get("KFTUNE_DATA")
     return Path(named).expanduser() if named else platformdirs.user_cache_path("kftune") / "data"
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from kftune._targets import target_name, user_error
+from kftune._targets import load_target, target_name, user_error
 from kftune.errors import UsageError
 from kftune.problems._base import Problem, ProblemEntry, ProblemLoader
 from kftune.problems._data import default_data_dir
@@ -21,8 +22,9 @@ _KINDS = "a kftune.problems.ProblemEntry, or a function load(*, device, dtype, d
 def problem_from(target: str, found: object) -> ProblemEntry:
     """The entry that an object of anyone's stands for.
 
-    A function says nothing of its examples before it has run, so it is called once per process with its own arguments
-    at their defaults, on the CPU, with the default data directory. An entry is taken as it is.
+    A function says nothing of its examples before it has run, so it is called once per process and data directory, with
+    its own arguments at their defaults, on the CPU, with :func:`~kftune.problems.default_data_dir`. An entry is taken
+    as it is.
 
     Args:
         target: where ``found`` is, for messages.
@@ -34,13 +36,12 @@ def problem_from(target: str, found: object) -> ProblemEntry:
     """
     if isinstance(found, ProblemEntry):
         return found
-    if not inspect.isroutine(found):
-        raise UsageError(f"{target!r} is no problem; it must be {_KINDS}")
-    args = _own_arguments(target, found)
-    loaded = _loaded(target, found)
+    load = _function(target, found)
+    args = _own_arguments(target, load)
+    loaded = _loaded(target, load, default_data_dir())
     return ProblemEntry(
         name=target_name(target),
-        load=found,
+        load=load,
         summary=(inspect.getdoc(found) or "").partition("\n")[0],
         source="",
         n_train=loaded[0],
@@ -48,6 +49,23 @@ def problem_from(target: str, found: object) -> ProblemEntry:
         args=args,
         has_accuracy=loaded[2],
     )
+
+
+def target_loader(target: str) -> ProblemLoader:
+    """What loads the problem of a target. Unlike :func:`problem_from`, this loads nothing yet.
+
+    Raises:
+        UsageError: there is no such object, or it is no problem.
+        UserCodeError: its module cannot be imported.
+    """
+    found = load_target(target)
+    return found.load if isinstance(found, ProblemEntry) else _function(target, found)
+
+
+def _function(target: str, found: object) -> ProblemLoader:
+    if not inspect.isroutine(found):
+        raise UsageError(f"{target!r} is no problem; it must be {_KINDS}")
+    return found
 
 
 def is_problem(found: object) -> bool:
@@ -71,10 +89,10 @@ def _own_arguments(target: str, function: ProblemLoader) -> Mapping[str, Any]:
 
 
 @functools.lru_cache(maxsize=16)
-def _loaded(target: str, function: ProblemLoader) -> tuple[int, int, bool]:
+def _loaded(target: str, function: ProblemLoader, data_dir: Path) -> tuple[int, int, bool]:
     """Numbers of training and test examples, and whether there is an accuracy."""
     try:
-        problem = function(device=torch.device("cpu"), dtype=torch.float32, data_dir=default_data_dir())
+        problem = function(device=torch.device("cpu"), dtype=torch.float32, data_dir=data_dir)
     except UsageError:
         raise
     except Exception as error:

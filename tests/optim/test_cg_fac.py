@@ -310,3 +310,18 @@ def test_inputs_count_once_for_several_directions():
     X = torch.randn(2, 4, generator=g, dtype=DTYPE)
     expected = sum(d[:, 0].T @ d[:, 0] for d in e) / 3 @ X @ (a[:, 0].T @ a[:, 0] / 3)
     assert relative_error(found.result()["layer"].fisher_product(X), expected) < EXACT
+
+
+@pytest.mark.parametrize("operator", ["fisher", "kronecker"])
+def test_a_micro_batch_may_be_overwritten_by_the_next(operator):
+    """Without a bias, the first layer's rows are the micro-batch itself; there are fewer of them than columns."""
+    found = []
+    for overwritten in (False, True):
+        model, place = make_net(9, 5, 3, bias=False), torch.empty(2, 9, dtype=DTYPE)
+        optimizer = CGFAC(model, operator=operator, fisher="empirical", likelihood="categorical", **SOLVED)
+        for seed in range(3):
+            x, y = make_batch("categorical", 2, 9, 3, seed=seed)
+            optimizer.accumulate(make_closure(model, place.copy_(x) if overwritten else x, y, "categorical"))
+        optimizer.step()
+        found.append(flat_parameters(model))
+    assert torch.equal(found[1], found[0])

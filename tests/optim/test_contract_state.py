@@ -74,6 +74,12 @@ def test_foreign_states_are_refused(entry):
         optimizer.load_state_dict(torch.optim.SGD(model.parameters(), lr=0.1).state_dict())
     with pytest.raises(ValueError, match=r"layers|different number|doesn't match"):
         optimizer.load_state_dict(build(entry, make_net(6, 8, 8, 3)).state_dict())
+    state = build(entry, network()).state_dict()
+    state["param_groups"][0]["lr"] = 123.0
+    state["extra"]["optimizer"] = "Other"
+    with pytest.raises(ValueError, match="the state_dict is one of Other, this optimizer is "):
+        optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["lr"] != 123.0  # nothing was taken over
 
 
 @every
@@ -116,8 +122,8 @@ def test_a_closure_that_raises_leaves_nothing_behind(entry):
         disturbed.accumulate(failing)
     with pytest.raises(RuntimeError, match="nothing to step from"):
         disturbed.step()
-    if hasattr(disturbed, "_generator"):  # labels drawn for the dropped batch
-        disturbed._generator.set_state(calm._generator.get_state())
+    if hasattr(disturbed, "_random"):  # labels drawn for the dropped batch
+        disturbed._random.load(calm._random.state())
     assert train(disturbed, models[0], 3) == train(calm, models[1], 3)
 
 

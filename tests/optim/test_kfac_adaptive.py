@@ -363,3 +363,13 @@ def test_it_gets_where_sgd_does_not():
         for lr in (0.01, 0.03, 0.1, 0.3, 1.0)
     ]
     assert found < 0.1 * min(by_sgd)  # observed 8e-4 and 0.09; 1.2 before training
+
+
+@pytest.mark.parametrize(("saved", "own"), [("none", "alpha"), ("alpha", "none")])
+def test_a_state_of_the_other_kind_is_refused_before_anything_changes(saved, own):
+    fixed = {"likelihood": "gaussian", "kl_clip": None, "momentum": 0.0}
+    state = KFAC(make_net(4, 3), lr=0.5, rescale=saved, **fixed).state_dict()
+    optimizer = KFAC(make_net(4, 3), lr=0.1, rescale=own, **fixed)
+    with pytest.raises(ValueError, match=r"is one of (plain|adaptive) K-FAC, this optimizer is (plain|adaptive)"):
+        optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["lr"] == 0.1

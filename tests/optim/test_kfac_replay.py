@@ -104,3 +104,67 @@ def test_fused_attention_is_differentiated_unfused():
         C, g = curvature(model, (x, y), "categorical", 0.3, 0.0)
     delta = step(build(model, damping=0.3), model, (x, y))
     assert abs((C @ delta + g) @ delta) < EXACT * abs(g @ delta)
+
+
+def test_closures_of_a_loop_that_all_see_the_last_batch_are_refused():
+    """x and y are the loop's own names: by step() they stand for its last batch."""
+    model = Noisy()
+    optimizer = build(model, "alpha")
+    for x, y in batches(3):
+
+        def closure():
+            output = model(x)  # noqa: B023  # the mistake that this is about
+            return nn.functional.cross_entropy(output, y), output  # noqa: B023
+
+        optimizer.accumulate(closure)
+    before = position(model)
+    with pytest.raises(RuntimeError, match=r"closure\(xb=xb, yb=yb\)"):
+        optimizer.step()
+    assert torch.equal(position(model), before)
+
+
+def test_a_closure_that_draws_its_batch_itself_is_refused():
+    model = Noisy()
+    drawn = iter(batches(2))
+
+    def closure():
+        x, y = next(drawn)
+        output = model(x)
+        return nn.functional.cross_entropy(output, y), output
+
+    with pytest.raises(RuntimeError, match="a closure gave another loss"):
+        build(model).step(closure)
+
+
+def test_bound_closures_train_with_dropout_and_in_low_precision():
+    torch.manual_seed(0)
+    model = Noisy().float()
+    optimizer = build(model, "alpha_and_momentum", adaptive_damping=True, damping_every=1)
+    for _ in range(5):
+        for x, y in batches(3):
+
+            def closure(x=x, y=y):
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    output = model(x.float())
+                return nn.functional.cross_entropy(output.float(), y), output.float()
+
+            optimizer.accumulate(closure)
+        optimizer.step()
+    assert torch.isfinite(position(model)).all()
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        (2.0, 2.0, False),
+        (2.0, 2.01, False),
+        (2.0, 2.05, True),
+        (0.0, 0.0, False),
+        (1e-7, 3e-7, False),  # rounding of logits
+        (1e-3, 2e-3, True),
+        (-1.0, -1.1, True),
+        (1.0, float("nan"), False),  # divergence, which is said elsewhere
+    ],
+)
+def test_how_far_losses_may_differ(before, now, expected):
+    assert bool(adaptive._differ(torch.tensor(before), torch.tensor(now))) is expected

@@ -394,3 +394,21 @@ def test_factors_and_cross_moments_are_of_the_same_examples():
             cross = state[f"{side}_cross"]
             joint = torch.cat([torch.cat([own, cross], dim=1), torch.cat([cross.T, following], dim=1)])
             assert torch.linalg.eigvalsh(joint).min() > -1e-14 * joint.norm()
+
+
+def test_layers_under_autocast_are_near_those_without():
+    updates = []
+    for autocast in (False, True):
+        model = make_net(4, 6, 5, 3).float()
+        before = [p.detach().clone() for p in model.parameters()]
+        x, y = make_batch("categorical", 12, 4, 3)
+        optimizer = BlockTridiagonalKFAC(model, damping=1.0, kl_clip=None, likelihood="categorical", fisher="exact")
+
+        def closure(model=model, x=x, y=y, autocast=autocast):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+                output = model(x.float())
+                return nn.functional.cross_entropy(output, y), output
+
+        optimizer.step(closure)
+        updates.append(torch.cat([(p - b).flatten() for p, b in zip(model.parameters(), before, strict=True)]).detach())
+    assert relative_error(updates[1], updates[0]) < 0.05  # bfloat16 has 8 bits

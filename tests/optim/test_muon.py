@@ -8,6 +8,7 @@ from torch import nn
 
 from kftune.errors import DivergenceError
 from kftune.optim.muon import Muon, lr_factor, orthogonalize
+from kftune.problems._transformer import Transformer
 from tests.optim._dense import DTYPE, make_batch, make_closure, make_net, relative_error
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -126,8 +127,8 @@ class Language(nn.Module):
 @pytest.mark.parametrize(
     ("tied", "matrices", "expected"),
     [
-        (False, "not_output", {"mixing", "hidden.weight"}),
-        (True, "not_output", {"mixing", "hidden.weight"}),
+        (False, "not_output", {"hidden.weight"}),
+        (True, "not_output", {"hidden.weight"}),
         (False, "hidden", {"hidden.weight"}),
         (False, "all", {"mixing", "table.weight", "hidden.weight", "head.weight"}),
     ],
@@ -136,6 +137,34 @@ def test_embeddings_and_the_output_layer_are_adamws(tied, matrices, expected):
     coverage = Muon(Language(tied), matrices=matrices).coverage()
     assert {name for name, rule in coverage.items() if rule == "Muon"} == expected
     assert {rule for name, rule in coverage.items() if name not in expected} == {"AdamW"}
+
+
+@pytest.mark.parametrize("matrices", ["hidden", "not_output", "all"])
+def test_a_lone_parameter_is_neither_input_nor_output_layer(matrices):
+    """The positions of the Transformer are registered before the layers of its modules."""
+    model = Transformer(n_tokens=8, n_inputs=8, width=12, n_blocks=1, n_heads=2, n_hidden=16, n_classes=10)
+    rules = Muon(model, matrices=matrices).coverage()
+    assert (rules["embedding.weight"] == "AdamW") == (matrices == "hidden")
+    assert (rules["head.weight"] == "AdamW") == (rules["position"] == "AdamW") == (matrices != "all")
+    hidden = [name for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
+    assert {rules[name] for name in hidden} == {"Muon"}
+
+
+def test_torchs_attention_and_recurrent_layers_have_matrices():
+    model = nn.ModuleDict(
+        {"mix": nn.MultiheadAttention(4, 2), "recur": nn.LSTM(4, 3), "cell": nn.GRUCell(3, 3), "head": nn.Linear(3, 2)}
+    )
+    taken = {name for name, rule in Muon(model).coverage().items() if rule == "Muon"}
+    assert taken == {
+        "mix.in_proj_weight", "mix.out_proj.weight", "recur.weight_ih_l0", "recur.weight_hh_l0", "cell.weight_ih",
+        "cell.weight_hh",
+    }  # fmt: skip
+
+
+def test_a_table_that_is_registered_last_is_not_the_output_layer():
+    model = nn.ModuleDict({"first": nn.Linear(4, 4), "head": nn.Linear(4, 2), "positions": nn.Embedding(5, 4)})
+    taken = {name for name, rule in Muon(model).coverage().items() if rule == "Muon"}
+    assert taken == {"first.weight"}
 
 
 def test_grouped_convolutions_are_adamws():

@@ -290,5 +290,20 @@ def test_labels_are_drawn_only_for_renewals():
     states = []
     for k in range(4):
         step(optimizer, model, *make_batch("categorical", 9, 4, 3, seed=k))
-        states.append(optimizer.state_dict()["extra"]["generator"])
+        states.append(optimizer.state_dict()["extra"]["random"]["state"])
     assert [torch.equal(a, b) for a, b in pairwise(states)] == [True, True, False]
+
+
+@pytest.mark.parametrize("fisher_examples", [None, 5])
+def test_a_batch_may_be_overwritten_by_the_next(fisher_examples):
+    """Without a bias, the first layer's rows are the batch itself."""
+    found = []
+    for overwritten in (False, True):
+        model, place = make_net(4, 6, 3, bias=False), torch.empty(9, 4, dtype=DTYPE)
+        settings = {"inverses_every": 3, "fisher_examples": fisher_examples, "fisher": "empirical"}
+        optimizer = NaturalGradient(model, damping=0.1, likelihood="categorical", **PLAIN, **settings)
+        for seed in range(3):
+            x, y = make_batch("categorical", 9, 4, 3, seed=seed)
+            optimizer.step(make_closure(model, place.copy_(x) if overwritten else x, y, "categorical"))
+        found.append(flat_parameters(model))
+    assert torch.equal(found[1], found[0])
