@@ -45,8 +45,8 @@ def run_study(
         UserCodeError: code that the file names failed several times in the same way.
         KeyboardInterrupt: passed on; every finished run is stored.
     """
-    study = Study(file, overrides=overrides)
-    return study.run(devices=devices, workers=workers, data_dir=data_dir, progress=progress)
+    study = Study(file, overrides=overrides, data_dir=data_dir)
+    return study.run(devices=devices, workers=workers, progress=progress)
 
 
 class Study:
@@ -58,6 +58,7 @@ class Study:
     Args:
         file: the study file; then no keys are given.
         overrides: ``key.path=value`` each, applied to either.
+        data_dir: where datasets are, those of own problems too; by default ``KFTUNE_DATA``, else the user's cache.
         keys: of a study file.
 
     Raises:
@@ -65,21 +66,34 @@ class Study:
         UserCodeError: code that is named failed.
     """
 
-    def __init__(self, file: str | Path | None = None, *, overrides: Sequence[str] = (), **keys: Any) -> None:
+    def __init__(
+        self,
+        file: str | Path | None = None,
+        *,
+        overrides: Sequence[str] = (),
+        data_dir: Path | None = None,
+        **keys: Any,
+    ) -> None:
+        from kftune.problems import data_read_from
+
+        self._data_dir = data_dir
+        with data_read_from(data_dir):
+            self.config: StudyConfig = self._read(file, overrides, keys)
+
+    @staticmethod
+    def _read(file: str | Path | None, overrides: Sequence[str], keys: dict[str, Any]) -> StudyConfig:
         from kftune.study.config import config_from_dict, load_config
 
         if (file is None) == (not keys):
             raise UsageError("Study takes either a study file or its keys")
-        self.config: StudyConfig
         if file is not None:
-            self.config = load_config(file, overrides)
-            return
+            return load_config(file, overrides)
         directories: list[Path] = []
         for key in ("problems", "optimizers"):
             if isinstance(keys.get(key), list | tuple):
                 keys[key] = [_named(item, directories) for item in keys[key]]
         directory = directories[0] if directories else Path()
-        self.config = config_from_dict(keys, "Study", overrides, directory=directory)
+        return config_from_dict(keys, "Study", overrides, directory=directory)
 
     def run(
         self,
@@ -89,7 +103,7 @@ class Study:
         data_dir: Path | None = None,
         progress: bool = True,
     ) -> Results:
-        """Bring every study to its number of trials; see :func:`run_study`."""
+        """Bring every study to its number of trials; see :func:`run_study`. ``data_dir`` stands for the study's."""
         from kftune.study.runner import run_studies
 
         return self._train(run_studies, devices, workers, data_dir, progress)
@@ -134,21 +148,23 @@ class Study:
         repeats: int | None = None,
     ) -> Results:
         from kftune.cli._progress import make_reporter
-        from kftune.problems import default_data_dir
+        from kftune.problems import data_read_from, default_data_dir
         from kftune.storage.repository import Repository
         from kftune.study.config import resolve_devices
         from kftune.study.runner import Interrupt, preflight
 
         slots = resolve_devices(self.config, devices, workers=workers)
-        directory = data_dir if data_dir is not None else default_data_dir()
-        preflight(self.config, data_dir=directory)
+        chosen = data_dir if data_dir is not None else self._data_dir
+        directory = chosen if chosen is not None else default_data_dir()
         go = partial(train, self.config, devices=slots, data_dir=directory)
-        with Repository.open(self.config.storage) as repository:
-            if progress:
-                with make_reporter(self.config, Interrupt(), repeats=repeats) as reporter:
-                    summary = go(repository=repository, reporter=reporter)
-            else:
-                summary = go(repository=repository)
+        with data_read_from(directory):
+            preflight(self.config, data_dir=directory)
+            with Repository.open(self.config.storage) as repository:
+                if progress:
+                    with make_reporter(self.config, Interrupt(), repeats=repeats) as reporter:
+                        summary = go(repository=repository, reporter=reporter)
+                else:
+                    summary = go(repository=repository)
         if summary.outcome == "crashed":
             raise UserCodeError(summary.message)
         return self.results()

@@ -7,8 +7,10 @@ expectation of the best of k of them is estimated without bias by the mean over 
 
     Ê_k = Σᵢ C(n−i, k−1) / C(n, k) · y₍ᵢ₎,
 
-in which i is the smallest of the subset. Only start-up trials count: what a sampler proposes after it has learnt is
-neither independent nor identically distributed. Configurations that failed count as the untrained model.
+in which i is the smallest of the subset. Only trials drawn at random count (the start-up trials of samplers that learn,
+all of random search, none of a grid or a Sobol' sequence): what a sampler proposes after it has learnt, and what a
+design prescribes, is neither independent nor identically distributed. Configurations that failed count as the untrained
+model.
 """
 
 from __future__ import annotations

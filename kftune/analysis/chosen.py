@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from kftune.analysis.confirmed import confirmed_results
+from kftune.analysis.confirmed import confirmed_results, unconfirmed_better
 from kftune.analysis.results import FileResults, StudyResults
 
 __all__ = ["ChosenConfiguration", "chosen_configurations"]
@@ -29,6 +29,7 @@ class ChosenConfiguration:
         tuned: the trial's value in the search.
         confirmed: its mean on fresh seeds; None if it was not confirmed.
         params: resolved hyperparameters, fixed ones included.
+        better_trial: the search's best, where it is none of the confirmed ones but came after them; else None.
     """
 
     study: str
@@ -42,6 +43,7 @@ class ChosenConfiguration:
     tuned: float | None
     confirmed: float | None
     params: Mapping[str, Any]
+    better_trial: int | None = None
 
     @property
     def described(self) -> str:
@@ -50,7 +52,10 @@ class ChosenConfiguration:
         tuned = "no value" if self.tuned is None else f"{objective} {self.tuned:.4g}"
         if self.confirmed is None:
             return f"{self.study}, trial {self.trial}: {tuned} in the search, not confirmed"
-        return f"{self.study}, trial {self.trial}: {objective} {self.confirmed:.4g} on fresh seeds"
+        text = f"{self.study}, trial {self.trial}: {objective} {self.confirmed:.4g} on fresh seeds"
+        if self.better_trial is None:
+            return text
+        return f"{text}; trial {self.better_trial} is better in the search and not confirmed: kftune confirm again"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -65,7 +70,9 @@ def chosen_configurations(file: FileResults) -> list[ChosenConfiguration]:
         result = confirmed.get(study.record.study)
         best = next(iter(study.ranked()), None)
         if result is not None and not math.isnan(result.mean):
-            found.append(_configuration(study, result.trial, result.params, tuned=result.tuned, confirmed=result.mean))
+            chosen = _configuration(study, result.trial, result.params, tuned=result.tuned, confirmed=result.mean)
+            better = unconfirmed_better(study)
+            found.append(chosen if better is None else replace(chosen, better_trial=better.trial.number))
         elif best is not None:
             found.append(_configuration(study, best.trial.number, best.params, tuned=best.trial.value, confirmed=None))
     return found

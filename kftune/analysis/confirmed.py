@@ -20,12 +20,12 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from kftune.analysis._intervals import Interval, holm, mean_interval, paired_t
-from kftune.analysis.results import FileResults, StudyResults
+from kftune.analysis._intervals import Interval, grid_step, holm, mean_interval, paired_t
+from kftune.analysis.results import FileResults, StudyResults, TrialResults
 from kftune.storage.repository import RunRecord
 from kftune.training.objective import run_objective
 
-__all__ = ["ConfirmedResult", "confirmed_results", "confirmed_trials"]
+__all__ = ["ConfirmedResult", "confirmed_results", "confirmed_trials", "unconfirmed_better"]
 
 _LEVEL = 0.01
 
@@ -45,6 +45,7 @@ class ConfirmedResult:
         seeds: by repeat.
         mean: of the values there are; NaN if there is none.
         interval: 95 % interval of the mean over seeds (Student's t); None with fewer than two values.
+        step: of the grid on which the study's losses lie, as test errors do; 0 for none.
         tuned: the trial's value in the search; never part of ``mean``.
         updates: parameter updates per run, mean.
         train_seconds: per run, mean.
@@ -61,6 +62,7 @@ class ConfirmedResult:
     seeds: tuple[int, ...]
     mean: float
     interval: Interval | None
+    step: float
     tuned: float | None
     updates: float
     train_seconds: float
@@ -98,25 +100,53 @@ def confirmed_trials(file: FileResults) -> list[ConfirmedResult]:
     return [trial for study in file.studies for trial in _confirmed_of(study)]
 
 
+def unconfirmed_better(study: StudyResults, *, budget_factor: float = 1.0) -> TrialResults | None:
+    """The search's best trial, if it has no confirming run although trials that the search holds for worse have.
+
+    It came after they were confirmed. None if nothing is confirmed at this budget factor.
+    """
+    confirmed = {run.trial for run in study.confirmations if run.budget_factor == budget_factor}
+    best = next(iter(study.ranked()), None)
+    if not confirmed or best is None or best.trial.number in confirmed:
+        return None
+    assert best.trial.value is not None  # ranked() holds no other
+    values = [trial.trial.value for trial in study.trials if trial.trial.number in confirmed]
+    return best if all(value is None or best.trial.value < value for value in values) else None
+
+
 def _confirmed_of(study: StudyResults) -> list[ConfirmedResult]:
+    if not study.confirmations:
+        return []
     by_trial: dict[tuple[float, int], list[RunRecord]] = {}
     for run in study.confirmations:
         by_trial.setdefault((run.budget_factor, run.trial), []).append(run)
     tuned = {trial.trial.number: trial.trial.value for trial in study.trials}
-    trials = [_result(study, runs, tuned.get(number)) for (_, number), runs in by_trial.items()]
+    step = _step(study)
+    trials = [_result(study, runs, tuned.get(number), step) for (_, number), runs in by_trial.items()]
     return sorted(trials, key=_as_the_search_ranked)
+
+
+def _step(study: StudyResults) -> float:
+    """From all runs, because few values may lie on a coarser grid."""
+    searched = [value for trial in study.trials for value in trial.run_values]
+    confirming = [_value(study, run) for run in study.confirmations]
+    return grid_step(value for value in (*searched, *confirming) if value is not None)
+
+
+def _value(study: StudyResults, run: RunRecord) -> float | None:
+    return run_objective(run.result, study.objective, untrained=study.untrained_confirming.get(run.repeat))
 
 
 def _as_the_search_ranked(trial: ConfirmedResult) -> tuple[float, float, int]:
     return (trial.budget_factor, math.inf if trial.tuned is None else trial.tuned, trial.trial)
 
 
-def _result(study: StudyResults, runs: Sequence[RunRecord], tuned: float | None) -> ConfirmedResult:
+def _result(study: StudyResults, runs: Sequence[RunRecord], tuned: float | None, step: float) -> ConfirmedResult:
     by_repeat = {run.repeat: run for run in runs}
     values: list[float | None] = [None] * (max(by_repeat) + 1)
     seeds = [0] * len(values)
     for repeat, run in by_repeat.items():
-        values[repeat] = run_objective(run.result, study.objective, untrained=study.untrained_confirming.get(repeat))
+        values[repeat] = _value(study, run)
         seeds[repeat] = run.seed
     known = [value for value in values if value is not None]
     record = study.record
@@ -129,7 +159,8 @@ def _result(study: StudyResults, runs: Sequence[RunRecord], tuned: float | None)
         values=tuple(values),
         seeds=tuple(seeds),
         mean=fmean(known) if known else math.nan,
-        interval=mean_interval(known),
+        interval=mean_interval(known, step=step),
+        step=step,
         tuned=tuned,
         updates=fmean(run.result.updates for run in runs),
         train_seconds=fmean(run.result.train_seconds for run in runs),
@@ -150,10 +181,10 @@ def _chosen(trials: Sequence[ConfirmedResult]) -> ConfirmedResult:
 
 
 def _better(other: ConfirmedResult, first: ConfirmedResult) -> float | None:
-    """One-sided p-value that ``other`` has the lower loss; None with fewer than two common seeds."""
+    """One-sided p-value that ``other`` has the lower loss; None where the common seeds are too few to say."""
     mine, theirs = other.by_repeat(), first.by_repeat()
     common = sorted(mine.keys() & theirs.keys())
-    test = paired_t([mine[repeat] - theirs[repeat] for repeat in common])
+    test = paired_t([mine[repeat] - theirs[repeat] for repeat in common], step=first.step)
     if test is None:
         return None
     return test.p_value / 2 if test.mean < 0 else 1 - test.p_value / 2

@@ -27,7 +27,8 @@ def long_runs(files: Sequence[FileResults]) -> pd.DataFrame:
         files: with curves; without, ``value`` is NaN.
     """
     runs = runs_frame(files, every=True)
-    return pd.concat([runs.drop(columns="params"), _param_columns(runs)], axis="columns")
+    objective = _objectives(files, runs)
+    return pd.concat([runs.drop(columns="params"), objective, _param_columns(runs)], axis="columns")
 
 
 def long_points(files: Sequence[FileResults]) -> pd.DataFrame:
@@ -37,13 +38,21 @@ def long_points(files: Sequence[FileResults]) -> pd.DataFrame:
     """
     runs = runs_frame(files, every=True)
     params = _param_columns(runs)
-    about = pd.concat([runs[[*_KEY, "superseded", "seed", "outcome", "value"]], params], axis="columns")
+    about = pd.concat(
+        [runs[[*_KEY, "superseded", "seed", "outcome", "value"]], _objectives(files, runs), params], axis="columns"
+    )
     points = points_frame(files, every=True)
     joined = points.merge(about, on=_KEY, how="left", validate="many_to_one")
     readings = pd.json_normalize(points["readings"].map(lambda found: dict(found or {})).tolist()).add_prefix(
         "reading."
     )
     return pd.concat([joined.drop(columns="readings"), readings.set_axis(joined.index)], axis="columns")
+
+
+def _objectives(files: Sequence[FileResults], runs: pd.DataFrame) -> pd.Series[Any]:
+    """What ``value`` is, of every run."""
+    known = {study.record.study: study.objective for file in files for study in file.studies}
+    return runs["study"].map(known).rename("objective")
 
 
 def _param_columns(runs: pd.DataFrame) -> pd.DataFrame:

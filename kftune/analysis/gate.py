@@ -13,7 +13,7 @@ from typing import Any, Literal
 from scipy import stats
 
 from kftune.analysis._box import Edges, coordinates, searched_edges
-from kftune.analysis.results import StudyResults, TrialResults
+from kftune.analysis.results import StudyResults, TrialResults, sampler_of
 from kftune.space import Float
 
 __all__ = ["HuggedEdge", "best_share", "hugged_edges"]
@@ -76,7 +76,8 @@ def hugged_edges(study: StudyResults) -> list[HuggedEdge]:
     """Edges of a study's box that more than half of its best tenth hug, by dimension in the order of the space.
 
     Near is within 5 % of the box's width on the searched scale. So that whole numbers with few values are judged
-    alike, it must also be unlikely: under 1 % if the best trials lay anywhere in the box (binomial tail). Dimensions
+    alike, and the values of a grid, it must also be unlikely: under 1 % if the best trials lay anywhere in the box (for
+    a grid: at any of its values) by the binomial tail. Dimensions
     that are categorical, fixed, or inactive in some of these trials are looked at only where they are active, in 3
     trials or more.
 
@@ -86,21 +87,34 @@ def hugged_edges(study: StudyResults) -> list[HuggedEdge]:
     """
     best = best_share(study)
     sampled = [trial.trial.params for trial in best]
+    is_grid = sampler_of(study.record) == "grid"
     found = []
     for edges in searched_edges(study.record).values():
         places = coordinates(edges, sampled)
         if len(places) < _AT_LEAST:
             continue
         for at_top in (False, True):
-            near = [place for place in places if (1 - place if at_top else place) <= _NEAR]
-            if 2 * len(near) > len(places) and _is_unlikely(len(near), len(places), edges, at_top):
+            near = [place for place in places if _is_near(place, at_top)]
+            share_near = _grid_share(study, edges, at_top) if is_grid else _share_near(edges, at_top)
+            if 2 * len(near) > len(places) and _is_unlikely(len(near), len(places), share_near):
                 share = len(near) / len(places)
                 found.append(_hugged(study, edges, at_top, share=share, n_best=len(places)))
     return found
 
 
-def _is_unlikely(n_near: int, n: int, edges: Edges, at_top: bool) -> bool:
-    return float(stats.binom.sf(n_near - 1, n, _share_near(edges, at_top))) < _BY_CHANCE
+def _is_near(place: float, at_top: bool) -> bool:
+    return (1 - place if at_top else place) <= _NEAR
+
+
+def _is_unlikely(n_near: int, n: int, share_near: float) -> bool:
+    return float(stats.binom.sf(n_near - 1, n, share_near)) < _BY_CHANCE
+
+
+def _grid_share(study: StudyResults, edges: Edges, at_top: bool) -> float:
+    """How many of the values of a grid that were tried are near an edge."""
+    tried = [trial.trial.params for trial in study.finished if not trial.trial.is_enqueued]
+    places = {round(place, 9) for place in coordinates(edges, tried)}
+    return sum(_is_near(place, at_top) for place in places) / len(places) if places else _share_near(edges, at_top)
 
 
 def _share_near(edges: Edges, at_top: bool) -> float:

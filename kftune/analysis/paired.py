@@ -90,7 +90,8 @@ def compare_pairs(file: FileResults, *, budget_factor: float = 1.0, method: Meth
         method: ``"t"``, or ``"bootstrap"`` for many seeds; see the module.
 
     Returns:
-        Pairs with two common seeds or more, problem by problem.
+        Pairs with two common seeds or more, problem by problem; without those of two seeds whose differences show no
+        noise at all.
     """
     found = [result for result in confirmed_results(file) if result.budget_factor == budget_factor]
     pairs = [
@@ -103,18 +104,39 @@ def compare_pairs(file: FileResults, *, budget_factor: float = 1.0, method: Meth
 
 
 def paired_difference(
-    first: Mapping[int, float], second: Mapping[int, float], *, method: Method = "t", level: float = 0.95
+    first: Mapping[int, float],
+    second: Mapping[int, float],
+    *,
+    method: Method = "t",
+    level: float = 0.95,
+    step: float = 0.0,
 ) -> PairedT | None:
-    """Mean of first − second over the keys (seeds) that both have; None with fewer than two."""
+    """Mean of first − second over the keys (seeds) that both have.
+
+    Args:
+        first: loss by seed.
+        second: loss by seed.
+        method: ``"t"`` or ``"bootstrap"``.
+        level: of the interval.
+        step: of the grid on which the losses lie, as test errors do; 0 for none.
+
+    Returns:
+        None with fewer than two common seeds, or with two that differ equally and on no grid.
+    """
     differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
-    return paired_t(differences, level=level) if method == "t" else paired_bootstrap(differences, level=level)
+    test = paired_t if method == "t" else paired_bootstrap
+    return test(differences, level=level, step=step)
 
 
-def paired_bootstrap(differences: Sequence[float], *, level: float = 0.95, seed: int = 0) -> PairedT | None:
+def paired_bootstrap(
+    differences: Sequence[float], *, level: float = 0.95, step: float = 0.0, seed: int = 0
+) -> PairedT | None:
     """Paired bootstrap: BCa interval of the mean difference, and a p-value by resampling under the null hypothesis.
 
     Differences are resampled, so that a seed's two losses stay together (Efron & Tibshirani 1993, Sections 14.3,
     16.4). For the p-value they are shifted to mean 0. Both trust too much in few differences: see the module.
+
+    Differences that are all equal are :func:`paired_t`'s, which knows what the ``step`` of a grid means for them.
 
     Returns:
         None with fewer than two differences.
@@ -123,7 +145,7 @@ def paired_bootstrap(differences: Sequence[float], *, level: float = 0.95, seed:
         return None
     d = np.asarray(differences, dtype=float)
     if np.ptp(d) == 0:
-        return paired_t(differences, level=level)
+        return paired_t(differences, level=level, step=step)
     rng = np.random.default_rng(seed)
     made = stats.bootstrap((d,), np.mean, n_resamples=_N_RESAMPLES, confidence_level=level, method="BCa", rng=rng)
     shifted = (d - d.mean())[rng.integers(len(d), size=(_N_RESAMPLES, len(d)))].mean(axis=1)
@@ -135,7 +157,8 @@ def paired_bootstrap(differences: Sequence[float], *, level: float = 0.95, seed:
 def _compare(one: ConfirmedResult, other: ConfirmedResult, method: Method) -> PairComparison | None:
     values = {one.optimizer: one.by_repeat(), other.optimizer: other.by_repeat()}
     first, second = one.optimizer, other.optimizer
-    test = paired_difference(values[first], values[second], method=method)
+    # Both steps are multiples of the true one, where there is one.
+    test = paired_difference(values[first], values[second], method=method, step=min(one.step, other.step))
     if test is not None and test.mean > 0:
         first, second = second, first
         test = PairedT(-test.mean, (-test.interval[1], -test.interval[0]), test.p_value)

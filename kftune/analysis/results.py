@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,7 @@ from kftune.training.results import Outcome
 __all__ = ["FileResults", "StudyResults", "TrialResults", "load_results"]
 
 _PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
+_DESIGNS = ("qmc", "grid")
 _GRAVEST_FIRST = (Outcome.CRASHED, Outcome.OUT_OF_MEMORY, Outcome.TIMED_OUT, Outcome.DIVERGED, Outcome.PRUNED)
 
 
@@ -28,7 +30,7 @@ class TrialResults:
         runs: of the search, by repeat; fewer than asked for while the trial is running, if it was pruned, and if its
             first was hopeless.
         run_values: the objective of each run; None where it has none (crashed, or read without curves).
-        is_startup: drawn at random before the sampler's model took over.
+        is_startup: drawn at random, and not by the sampler's model or design.
         repeats: how many runs a trial of its study is to have.
     """
 
@@ -229,6 +231,21 @@ def objective_of(record: StudyRecord) -> Objective:
     return objective
 
 
+def sampler_of(record: StudyRecord) -> str:
+    """The sampler's name, or target; empty if it is not stored."""
+    sampler = record.config.get("sampler") or {}
+    return sampler if isinstance(sampler, str) else str(sampler.get("name") or sampler.get("target") or "")
+
+
+def n_random(record: StudyRecord) -> float:
+    """How many of the first trials were drawn at random, given ones aside."""
+    sampler = sampler_of(record)
+    if sampler == "random":
+        return math.inf
+    # A design begins with its first trial: its points are neither independent nor spread as random ones are.
+    return 0 if sampler in _DESIGNS else int(record.config.get("startup_trials", 0))
+
+
 def _file_results(repository: Repository, name: str, runs: _Runs) -> FileResults:
     records = repository.studies(name)
     untrained, confirming = _untrained(records, runs.search), _untrained(records, runs.confirm)
@@ -268,7 +285,7 @@ def _trials(
     untrained: Mapping[tuple[str, int], float],
 ) -> tuple[TrialResults, ...]:
     objective = objective_of(record)
-    n_startup = int(record.config.get("startup_trials", 0))
+    n_startup = n_random(record)
     by_trial: dict[int, list[RunRecord]] = {}
     for run in runs:
         by_trial.setdefault(run.trial, []).append(run)

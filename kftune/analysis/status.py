@@ -10,8 +10,11 @@ from typing import Any
 
 from kftune.analysis.results import FileResults, StudyResults
 from kftune.storage.repository import RunRecord
+from kftune.training.results import Outcome, RunResult
 
 __all__ = ["FileStatus", "Ledger", "StudyStatus", "file_ledger", "file_statuses"]
+
+_CUT_OFF = (Outcome.TIMED_OUT, Outcome.OUT_OF_MEMORY, Outcome.CRASHED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +71,8 @@ class Ledger:
         asking_seconds: in the samplers, for new configurations.
         telling_seconds: in the samplers, with their values.
         storing_seconds: writing runs.
-        lost_seconds: wall seconds of runs that were made again and of attempts that the machine lost.
+        lost_seconds: wall seconds of runs that were made again, of attempts that the machine lost, and of runs that
+            were cut off (timed out, out of memory, crashed) after the last thing that is known of them.
     """
 
     wall_seconds: float
@@ -184,7 +188,10 @@ def _study_status(study: StudyResults) -> StudyStatus:
 
 def file_ledger(file: FileResults) -> Ledger:
     """Where the seconds of a study file's sessions went; curves are not needed."""
-    counted = [run for study in file.studies for run in (*study.runs, *study.confirmations)]
+    # Not those that came with the trials of a narrower box: another file's sessions made them, and it counts them.
+    own = {session.id for session in file.sessions}
+    counted = [run for s in file.studies for run in (*s.runs, *s.confirmations) if run.session_id in own]
+    superseded = [run for run in file.superseded if run.session_id in own]
     results = [run.result for run in counted]
 
     def of_sessions(key: str) -> float:
@@ -204,19 +211,24 @@ def file_ledger(file: FileResults) -> Ledger:
         asking_seconds=of_sessions("asking"),
         telling_seconds=of_sessions("telling"),
         storing_seconds=of_sessions("storing"),
-        lost_seconds=_lost_seconds(file, counted),
+        lost_seconds=_lost_seconds(file, counted, superseded),
     )
 
 
-def _lost_seconds(file: FileResults, counted: Sequence[RunRecord]) -> float:
-    """Runs made again, and what else the slots were busy with in a session than runs that were stored."""
-    superseded = sum(run.wall_seconds for run in file.superseded)
+def _lost_seconds(file: FileResults, counted: Sequence[RunRecord], superseded: Sequence[RunRecord]) -> float:
+    """Runs made again, the last seconds of failed ones, and what else the slots were busy with than stored runs."""
+    again = sum(run.wall_seconds for run in superseded)
+    unknown = sum(max(0.0, run.wall_seconds - _in_run(run.result)) for run in counted if run.result.outcome in _CUT_OFF)
     stored: dict[int, float] = {}
-    for run in (*counted, *file.superseded):
+    for run in (*counted, *superseded):
         stored[run.session_id] = stored.get(run.session_id, 0.0) + run.wall_seconds
     attempts = sum(
         max(0.0, session.ledger["busy"] - stored.get(session.id or 0, 0.0))
         for session in file.sessions
         if "busy" in session.ledger
     )
-    return superseded + attempts
+    return again + unknown + attempts
+
+
+def _in_run(result: RunResult) -> float:
+    return result.train_seconds + result.evaluation_seconds + result.setup_seconds + result.warmup_seconds

@@ -10,7 +10,7 @@ from typing import Any
 
 from kftune.analysis._intervals import Interval
 from kftune.analysis.best import best_of_study
-from kftune.analysis.confirmed import ConfirmedResult, confirmed_results
+from kftune.analysis.confirmed import ConfirmedResult, confirmed_results, unconfirmed_better
 from kftune.analysis.gate import HuggedEdge, hugged_edges
 from kftune.analysis.health import health
 from kftune.analysis.paired import PairComparison, compare_pairs
@@ -25,7 +25,8 @@ class VerdictRow:
     """One optimizer on one problem.
 
     Attributes:
-        rank: from 1; None where it cannot be ranked: unconfirmed beside confirmed ones, or without a result.
+        rank: from 1; None where it cannot be ranked: unconfirmed beside confirmed ones, unconfirmed at another multiple
+            of the budget than 1, or without a result.
         study: full name.
         optimizer: label.
         trial: the configuration; None without a result.
@@ -34,13 +35,16 @@ class VerdictRow:
         interval: 95 % interval of a confirmed loss over seeds; None for a tuned one.
         tuned: loss of that configuration in the search.
         n_seeds: runs behind ``loss``.
+        n_uncounted: fresh seeds on which the configuration crashed: they say nothing, and are not behind ``loss``.
         updates: per run, mean.
         train_seconds: per run, mean.
         outcomes: outcome → number of the search's runs.
+        confirm_outcomes: outcome → number of the confirming runs, of all configurations at this budget factor.
         n_finished: settled trials.
         n_trials: how many there are to be.
         n_flagged: runs that count although the machine was off by more than the tolerance.
         edges: of the search box that the best trials hug.
+        better_trial: the search's best, where it is none of the confirmed ones but came after them; else None.
         params: resolved hyperparameters of the configuration.
     """
 
@@ -53,19 +57,23 @@ class VerdictRow:
     interval: Interval | None
     tuned: float | None
     n_seeds: int
+    n_uncounted: int
     updates: float
     train_seconds: float
     outcomes: Mapping[str, int]
+    confirm_outcomes: Mapping[str, int]
     n_finished: int
     n_trials: int
     n_flagged: int
     edges: tuple[HuggedEdge, ...]
+    better_trial: int | None
     params: Mapping[str, Any]
 
     @property
     def is_provisional(self) -> bool:
-        """Whether a wider search box, or more trials, may change the row."""
-        return any(edge.is_provisional for edge in self.edges) or self.n_finished < self.n_trials
+        """Whether a wider search box, more trials, or confirming what is better by now, may change the row."""
+        is_open = self.n_finished < self.n_trials or self.better_trial is not None
+        return is_open or any(edge.is_provisional for edge in self.edges)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -84,7 +92,8 @@ class ProblemVerdict:
         problem: label.
         objective: what the losses are.
         budget_factor: of the confirming runs that rank.
-        rows: the ranked ones, best first, then the others by tuned loss, then those without a result.
+        rows: the ranked ones, best first, then the others by tuned loss, then those without a result. At another budget
+            factor than 1 nothing is ranked that is not confirmed there.
         comparisons: of every pair that is confirmed on two common seeds or more, in the order of the rows.
         matrix: P(A beats B), in the order of the rows; None with fewer than two confirmed optimizers.
     """
@@ -99,7 +108,10 @@ class ProblemVerdict:
 
     @property
     def is_confirmed(self) -> bool:
-        """Whether the ranking is by confirmed loss; else it is by tuned loss, and no more than a hint."""
+        """Whether anything is confirmed at this budget factor, and the ranking is by confirmed loss.
+
+        Else it is by tuned loss, and no more than a hint; but there is none at another budget factor than 1.
+        """
         return any(row.is_confirmed for row in self.rows)
 
     @property
@@ -136,7 +148,13 @@ def verdicts(file: FileResults, *, budget_factor: float = 1.0) -> list[ProblemVe
     found = []
     for problem in file.problems:
         studies = file.of_problem(problem)
-        rows = _ranked([_row(study, confirmed.get(study.record.study), flagged[study.record.study]) for study in studies])
+        rows = _ranked(
+            [
+                _row(study, confirmed.get(study.record.study), flagged[study.record.study], budget_factor)
+                for study in studies
+            ],
+            is_tuned_ranked=budget_factor == 1,
+        )
         places = [row.optimizer for row in rows]
         of_problem = [pair for pair in pairs if pair.problem == problem]
         of_problem.sort(key=lambda pair: (places.index(pair.first), places.index(pair.second)))
@@ -155,16 +173,18 @@ def verdicts(file: FileResults, *, budget_factor: float = 1.0) -> list[ProblemVe
     return found
 
 
-def _ranked(rows: Sequence[VerdictRow]) -> tuple[VerdictRow, ...]:
-    """Tuned and confirmed losses are not ranked against each other."""
+def _ranked(rows: Sequence[VerdictRow], *, is_tuned_ranked: bool) -> tuple[VerdictRow, ...]:
+    """Tuned and confirmed losses are not ranked against each other, nor tuned ones for another budget than theirs."""
     by_loss = sorted(rows, key=lambda row: (not row.is_confirmed, math.isnan(row.loss), row.loss))
     any_confirmed = any(row.is_confirmed for row in rows)
-    n = sum(not math.isnan(row.loss) and row.is_confirmed == any_confirmed for row in rows)
+    is_ranked = any_confirmed or is_tuned_ranked
+    n = sum(is_ranked and not math.isnan(row.loss) and row.is_confirmed == any_confirmed for row in rows)
     return tuple(replace(row, rank=i if i <= n else None) for i, row in enumerate(by_loss, start=1))
 
 
-def _row(study: StudyResults, confirmed: ConfirmedResult | None, n_flagged: int) -> VerdictRow:
+def _row(study: StudyResults, confirmed: ConfirmedResult | None, n_flagged: int, budget_factor: float) -> VerdictRow:
     best = best_of_study(study, top=1)
+    confirming = [run for run in study.confirmations if run.budget_factor == budget_factor]
     row = VerdictRow(
         rank=None,
         study=study.record.study,
@@ -175,16 +195,20 @@ def _row(study: StudyResults, confirmed: ConfirmedResult | None, n_flagged: int)
         interval=None,
         tuned=None,
         n_seeds=0,
+        n_uncounted=0,
         updates=0.0,
         train_seconds=0.0,
         outcomes=dict(Counter(run.result.outcome.value for run in study.runs)),
+        confirm_outcomes=dict(Counter(run.result.outcome.value for run in confirming)),
         n_finished=len(study.finished),
         n_trials=study.record.n_trials,
         n_flagged=n_flagged,
         edges=tuple(hugged_edges(study)),
+        better_trial=None,
         params={},
     )
     if confirmed is not None and not math.isnan(confirmed.mean):
+        better = unconfirmed_better(study, budget_factor=budget_factor)
         return replace(
             row,
             trial=confirmed.trial,
@@ -193,8 +217,10 @@ def _row(study: StudyResults, confirmed: ConfirmedResult | None, n_flagged: int)
             interval=confirmed.interval,
             tuned=confirmed.tuned,
             n_seeds=len(confirmed.by_repeat()),
+            n_uncounted=sum(confirmed.outcomes.values()) - len(confirmed.by_repeat()),
             updates=confirmed.updates,
             train_seconds=confirmed.train_seconds,
+            better_trial=None if better is None else better.trial.number,
             params=confirmed.params,
         )
     if not best.configurations:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from kftune.dashboard.formatting import loss, number, objective_title, outcome_title
+from kftune.cli._verdict_tables import failures, seed_counts, seeds_title
+from kftune.dashboard.formatting import loss, number, objective_title
 
 if TYPE_CHECKING:
     from kftune.analysis.verdict import ProblemVerdict, VerdictRow
@@ -36,24 +37,30 @@ def escaped(text: str) -> str:
 def verdict_table(verdict: ProblemVerdict) -> str:
     """A ``table`` environment with the verdict on one problem; needs the package ``booktabs``."""
     objective = objective_title(verdict.objective)
-    n_seeds = max((row.n_seeds for row in verdict.rows if row.is_confirmed), default=0)
+    seeds = seed_counts(verdict) if verdict.is_confirmed else []
+    factor = "" if verdict.budget_factor == 1 else f"{verdict.budget_factor:g} times the budget"
     if verdict.is_confirmed:
-        caption = f"{verdict.problem}: {objective} on {n_seeds} fresh seeds, mean and 95 % interval (Student's t)."
+        of = f"{seeds_title(verdict)} with {factor}" if factor else seeds_title(verdict)
+        caption = f"{verdict.problem}: {objective} on {of}, mean and 95 % interval (Student's t)."
     else:
         caption = f"{verdict.problem}: {objective} of the best trial, on the seeds it was chosen on."
+        caption += f" Nothing is confirmed at {factor}." if factor else ""
     marks = []
     if any(row.is_provisional for row in verdict.rows):
-        marks.append("* provisional: the search is not done, or its best trials are at an edge of the search space.")
+        marks.append(
+            "* provisional: the search is not done, its best trial is not confirmed, or its best trials are at an edge "
+            "of the search space."
+        )
     return "\n".join(
         [
             r"\begin{table}",
             r"  \centering",
             rf"  \caption{{{escaped(' '.join([caption, *marks]))}}}",
-            r"  \begin{tabular}{lrrrrl}",
+            rf"  \begin{{tabular}}{{lr{'r' if seeds else ''}rrrl}}",
             r"    \toprule",
-            r"    Optimizer & Confirmed & Tuned & Seconds & Updates & Failed runs \\",
+            rf"    Optimizer & Confirmed {'& Seeds ' if seeds else ''}& Tuned & Seconds & Updates & Failed runs \\",
             r"    \midrule",
-            *(f"    {_row(row)}" for row in verdict.rows),
+            *(f"    {_row(row, seeds[i] if seeds else None)}" for i, row in enumerate(verdict.rows)),
             r"    \bottomrule",
             r"  \end{tabular}",
             r"\end{table}",
@@ -61,7 +68,7 @@ def verdict_table(verdict: ProblemVerdict) -> str:
     )
 
 
-def _row(row: VerdictRow) -> str:
+def _row(row: VerdictRow, seeds: str | None) -> str:
     name = escaped(row.optimizer) + ("*" if row.is_provisional else "")
     if row.is_confirmed and row.interval is not None:
         confirmed = f"{_number(loss(row.loss))} [{_number(loss(row.interval[0]))}, {_number(loss(row.interval[1]))}]"
@@ -69,8 +76,9 @@ def _row(row: VerdictRow) -> str:
         confirmed = _number(loss(row.loss)) if row.is_confirmed else "--"
     tuned = "--" if row.tuned is None or math.isnan(row.tuned) else _number(loss(row.tuned))
     costs = ("--", "--") if row.trial is None else (number(row.train_seconds, 3), f"{row.updates:.0f}")
-    failed = ", ".join(f"{n} {outcome_title(outcome)}" for outcome, n in row.outcomes.items() if outcome != "completed")
-    return " & ".join([name, confirmed, tuned, *map(_number, costs), escaped(failed) or "--"]) + r" \\"
+    counted = [] if seeds is None else [seeds or "--"]
+    failed = escaped(failures(row)) or "--"
+    return " & ".join([name, confirmed, *counted, tuned, *map(_number, costs), failed]) + r" \\"
 
 
 def _number(text: str) -> str:

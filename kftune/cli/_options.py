@@ -36,8 +36,21 @@ Workers: TypeAlias = Annotated[
     int | None,
     typer.Option("--workers", metavar="N", min=1, help="Runs at a time on the CPU, its cores shared out among them."),
 ]
+
+
+def _read_from(context: typer.Context, directory: Path | None) -> Path | None:
+    """Until the command ends, that is where all data are read from: a study file's own problems too, to be counted."""
+    if directory is not None and not context.resilient_parsing:
+        from kftune.problems import data_read_from  # imports torch
+
+        context.with_resource(data_read_from(directory))
+    return directory
+
+
 DataDir: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--data-dir", help="Where datasets are. Default: KFTUNE_DATA, else the user's cache."),
+    typer.Option(
+        "--data-dir", callback=_read_from, help="Where datasets are. Default: KFTUNE_DATA, else the user's cache."
+    ),
 ]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -75,8 +75,8 @@ def counted(n: int, one: str, many: str = "") -> str:
 
 
 def print_json(data: Any) -> None:
-    """Print plain data as JSON; what JSON has no number for (infinity, NaN) is null."""
-    print(json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False))
+    """Print plain data as JSON, at once; what JSON has no number for (infinity, NaN) is null."""
+    print(json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False), flush=True)
 
 
 def _finite(data: Any) -> Any:

@@ -46,7 +46,7 @@ class Sitting:
     devices: str | None
     workers: int | None
     data_dir: Path | None
-    again: str
+    again: str = ""
 
     def search(self, *, dry_run: bool = False) -> int:
         """Bring the studies to their ends; returns the exit code.
@@ -61,7 +61,8 @@ class Sitting:
         from kftune.study.runner import run_studies
 
         if dry_run:
-            slots, _ = self._checked()
+            slots, _ = self.check()
+            self._check_stored()
             say(f"devices: {', '.join(slots)}\nall checks passed; nothing was run or written")
             return 0
         each = f"every study has its {self.config.trials} trials"
@@ -88,8 +89,12 @@ class Sitting:
             repeats=seeds,
         )
 
-    def _checked(self) -> tuple[list[str], Path]:
-        """The device of every slot, and where the data are."""
+    def check(self) -> tuple[list[str], Path]:
+        """The device of every slot, and where the data are.
+
+        Raises:
+            UsageError: data or a device are missing.
+        """
         from kftune.problems import default_data_dir
         from kftune.study.config import resolve_devices
         from kftune.study.runner import preflight
@@ -98,6 +103,25 @@ class Sitting:
         directory = self.data_dir if self.data_dir is not None else default_data_dir()
         preflight(self.config, data_dir=directory)
         return slots, directory
+
+    def _check_stored(self) -> None:
+        """See that the database would take the studies, and that there is what they are to start from; only reads.
+
+        Raises:
+            UsageError: as :meth:`search`.
+        """
+        from kftune.storage._opening import is_made
+        from kftune.storage.repository import Repository
+        from kftune.study.runner import study_records
+        from kftune.study.warm_start import find_candidates
+
+        plans = self.config.plans()
+        if not is_made(self.config.storage):
+            find_candidates(self.config, plans, None)
+            return
+        with Repository.open(self.config.storage, read_only=True) as repository:
+            find_candidates(self.config, plans, repository)
+            repository.check(study_records(self.config, {plan.study: self.config.trials for plan in plans}))
 
     def _train(
         self,
@@ -110,7 +134,7 @@ class Sitting:
         from kftune.storage.repository import Repository
         from kftune.study.runner import Interrupt
 
-        slots, directory = self._checked()
+        slots, directory = self.check()
         with Repository.open(self.config.storage) as repository:
             interrupt = Interrupt()
             reporter = make_reporter(self.config, interrupt, repeats=repeats)

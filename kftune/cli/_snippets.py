@@ -18,14 +18,12 @@ __all__ = ["as_python", "as_yaml"]
 
 
 def as_yaml(configurations: Sequence[ChosenConfiguration]) -> str:
-    """``optimizers:`` of a study file, each with its ``fixed:`` block; one document per problem."""
-    problems = list(dict.fromkeys(configuration.problem for configuration in configurations))
-    documents = []
-    for problem in problems:
-        mine = [configuration for configuration in configurations if configuration.problem == problem]
-        items = "".join(_item(configuration) for configuration in mine)
-        documents.append(f"optimizers:\n{items}")
-    return "---\n".join(documents)
+    """``optimizers:`` of a study file, each with its ``fixed:`` block; one document per study file and problem."""
+    documents: dict[tuple[str, str], list[str]] = {}
+    for configuration in configurations:
+        key = (configuration.study.partition("/")[0], configuration.problem)
+        documents.setdefault(key, []).append(_item(configuration))
+    return "---\n".join(f"optimizers:\n{''.join(items)}" for items in documents.values())
 
 
 def _item(configuration: ChosenConfiguration) -> str:
@@ -44,7 +42,7 @@ def as_python(configuration: ChosenConfiguration) -> str:
     loop = {name: value for name, value in configuration.params.items() if name in LOOP_PARAMETERS}
     imported, made = _construction(configuration, params)
     args = "".join(f", {_argument(name, value)}" for name, value in configuration.problem_args.items())
-    size = loop.get("effective_batch_size") or loop.get("batch_size") or "len(problem.train)"
+    comment = "  # of the first update; batches grow" if loop.get("full_batch_at") else ""
     sizes = "".join(f"{name} = {value!r}\n" for name, value in loop.items())
     return f"""\
 # {_line(configuration.described)}
@@ -59,7 +57,8 @@ problem = PROBLEMS.get({configuration.problem_name!r}).load(
 model = problem.make_model()
 {sizes}optimizer = {made}
 
-inputs, targets = problem.train.inputs[:{size}], problem.train.targets[:{size}]
+n_examples = {_examples(loop)}{comment}
+inputs, targets = problem.train.inputs[:n_examples], problem.train.targets[:n_examples]
 
 
 def closure():  # forward only; the optimizer does the rest
@@ -69,6 +68,15 @@ def closure():  # forward only; the optimizer does the rest
 
 loss = optimizer.step(closure)
 """
+
+
+def _examples(loop: Mapping[str, Any]) -> str:
+    """The number of examples behind an update, in terms of the variables of the program."""
+    if loop.get("effective_batch_size"):
+        return "effective_batch_size"
+    if not loop.get("batch_size"):
+        return "len(problem.train)"
+    return "batch_size * accumulation" if loop.get("accumulation") else "batch_size"
 
 
 def _construction(configuration: ChosenConfiguration, params: Mapping[str, Any]) -> tuple[str, str]:

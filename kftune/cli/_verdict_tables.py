@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kftune.analysis.targets import PerformanceProfile, TimeToTarget
     from kftune.analysis.verdict import ProblemVerdict, VerdictRow
 
-__all__ = ["edge_advice", "failed_runs", "print_times", "print_verdict"]
+__all__ = ["edge_advice", "failures", "print_times", "print_verdict", "seed_counts", "seeds_title"]
 
 
 def print_verdict(verdict: ProblemVerdict) -> None:
@@ -33,9 +33,12 @@ def print_verdict(verdict: ProblemVerdict) -> None:
 
 def _print_rows(verdict: ProblemVerdict) -> None:
     objective = objective_title(verdict.objective)
-    heading = f"{verdict.file_name}, {verdict.problem}: by "
+    heading = f"{verdict.file_name}, {verdict.problem}:"
     if not verdict.is_confirmed:
-        say(f"{heading}tuned {objective}, not confirmed", bold=True)
+        if verdict.budget_factor == 1:
+            say(f"{heading} by tuned {objective}, not confirmed", bold=True)
+        else:
+            say(f"{heading} nothing is confirmed at {verdict.budget_factor:g} times the budget", bold=True)
         print_table(
             ("", "optimizer", f"tuned {objective}", "seconds", "updates", "failed runs"),
             [(_rank(row), _name(row), _loss(row.loss), *_costs(row)) for row in verdict.rows],
@@ -43,25 +46,53 @@ def _print_rows(verdict: ProblemVerdict) -> None:
             wrap=("optimizer", "failed runs"),
         )
         return
-    n_seeds = max(row.n_seeds for row in verdict.rows if row.is_confirmed)
     factor = "" if verdict.budget_factor == 1 else f", {verdict.budget_factor:g} times the budget"
-    say(f"{heading}confirmed {objective} ({counted(n_seeds, 'fresh seed')}{factor})", bold=True)
-    print_table(
-        ("", "optimizer", "confirmed", "95 % interval", "tuned", "seconds", "updates", "failed runs"),
+    say(f"{heading} by confirmed {objective} ({seeds_title(verdict)}{factor})", bold=True)
+    seeds = seed_counts(verdict)
+    columns = ["", "optimizer", "confirmed", "95 % interval", "tuned", "seconds", "updates", "failed runs"]
+    rows = [
         [
-            (
-                _rank(row),
-                _name(row),
-                _loss(row.loss) if row.is_confirmed else "–",
-                "–" if row.interval is None else f"{loss(row.interval[0])} to {loss(row.interval[1])}",
-                _loss(row.tuned),
-                *_costs(row),
-            )
-            for row in verdict.rows
-        ],
-        right=("", "confirmed", "95 % interval", "tuned", "seconds", "updates"),
-        wrap=("optimizer", "95 % interval", "failed runs"),
+            _rank(row),
+            _name(row),
+            _loss(row.loss) if row.is_confirmed else "–",
+            "–" if row.interval is None else f"{loss(row.interval[0])} to {loss(row.interval[1])}",
+            _loss(row.tuned),
+            *_costs(row),
+        ]
+        for row in verdict.rows
+    ]
+    if seeds:
+        columns.insert(4, "seeds")
+        for cells, count in zip(rows, seeds, strict=True):
+            cells.insert(4, count or "–")
+    print_table(
+        columns,
+        rows,
+        right=("", "confirmed", "95 % interval", "seeds", "tuned", "seconds", "updates"),
+        wrap=("optimizer", "95 % interval", "seeds", "failed runs"),
     )
+
+
+def seeds_title(verdict: ProblemVerdict) -> str:
+    """How many fresh seeds a confirmed ranking is of: ``5 fresh seeds``, ``3 to 5 fresh seeds``."""
+    counts = [row.n_seeds for row in verdict.rows if row.is_confirmed]
+    least, most = min(counts), max(counts)
+    return counted(most, "fresh seed") if least == most else f"{least} to {most} fresh seeds"
+
+
+def seed_counts(verdict: ProblemVerdict) -> list[str]:
+    """Of every row the seeds that count, ``4 of 5`` where one crashed; empty for one that is not confirmed.
+
+    No list at all where every confirmed one was trained on equally many and none crashed: the heading says it.
+    """
+    confirmed = [row for row in verdict.rows if row.is_confirmed]
+    if len({row.n_seeds for row in confirmed}) == 1 and not any(row.n_uncounted for row in confirmed):
+        return []
+    return [_seeds(row) if row.is_confirmed else "" for row in verdict.rows]
+
+
+def _seeds(row: VerdictRow) -> str:
+    return f"{row.n_seeds} of {row.n_seeds + row.n_uncounted}" if row.n_uncounted else str(row.n_seeds)
 
 
 def _rank(row: VerdictRow) -> str:
@@ -78,19 +109,26 @@ def _loss(value: float | None) -> str:
 
 def _costs(row: VerdictRow) -> tuple[str, str, str]:
     if row.trial is None:
-        return "–", "–", failed_runs(row.outcomes)
+        return "–", "–", failures(row) or "–"
     seconds = number(row.train_seconds, 3) if row.train_seconds > 0 else "–"
     updates = f"{row.updates:.0f}" if row.updates > 0 else "–"
-    return seconds, updates, failed_runs(row.outcomes)
+    return seconds, updates, failures(row) or "–"
 
 
-def failed_runs(outcomes: Mapping[str, int]) -> str:
-    """Outcomes other than completed, in words."""
-    failed = [f"{n} {outcome_title(outcome)}" for outcome, n in outcomes.items() if outcome != "completed"]
-    return ", ".join(failed) or "–"
+def failures(row: VerdictRow) -> str:
+    """Outcomes other than completed, of the search's runs, then of the confirming ones; empty if all completed."""
+    searched, confirming = _failed(row.outcomes), _failed(row.confirm_outcomes)
+    return "; ".join([*([searched] if searched else []), *([f"fresh seeds: {confirming}"] if confirming else [])])
+
+
+def _failed(outcomes: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {outcome_title(outcome)}" for outcome, n in outcomes.items() if outcome != "completed")
 
 
 def _print_provisional(row: VerdictRow) -> None:
+    if row.better_trial is not None:
+        better = f"trial {row.better_trial} is better in the search and not confirmed: kftune confirm again"
+        say(f"* {row.optimizer} is provisional: {better}")
     if row.n_finished < row.n_trials:
         say(f"* {row.optimizer} is provisional: {row.n_finished} of {row.n_trials} trials are done")
     for edge in row.edges:
@@ -142,22 +180,37 @@ def print_times(times: Sequence[TimeToTarget], profiles: Sequence[PerformancePro
     if not times:
         return
     unit = "seconds" if times[0].across == "train_seconds" else "updates"
-    say(f"\n{unit} of training until the mean loss of the best configuration is first at the target", bold=True)
+    factor = "" if times[0].budget_factor == 1 else f", with {times[0].budget_factor:g} times the budget"
+    say(f"\n{unit} of training until the mean loss of the best configuration is first at the target{factor}", bold=True)
+    is_of_several = len({time.file_name for time in times}) > 1
     print_table(
-        ("problem", "optimizer", "target", unit, "runs"),
+        (*(["study"] if is_of_several else []), "problem", "optimizer", "target", unit, "runs"),
         [
             (
+                *([time.file_name] if is_of_several else []),
                 time.problem,
                 time.optimizer,
                 number(time.target),
-                "never" if math.isinf(time.time) else duration(time.time),
-                "confirming" if time.is_confirmed else "of the search",
+                _time(time),
+                _runs_of(time),
             )
             for time in times
         ],
         right=("target", unit),
-        wrap=("problem", "optimizer"),
+        wrap=("study", "problem", "optimizer"),
     )
-    if len({time.problem for time in times}) > 1 and profiles:
+    if len({(time.file_name, time.problem) for time in times}) > 1 and profiles:
         scores = ", ".join(f"{profile.optimizer} {profile.score:.2f}" for profile in profiles)
         say(f"AlgoPerf's score over these problems (1: the fastest everywhere): {scores}")
+
+
+def _time(time: TimeToTarget) -> str:
+    if math.isnan(time.time):
+        return "–"
+    return "never" if math.isinf(time.time) else duration(time.time)
+
+
+def _runs_of(time: TimeToTarget) -> str:
+    if time.is_confirmed:
+        return "confirming"
+    return "not confirmed" if math.isnan(time.time) else "of the search"

@@ -40,7 +40,7 @@ def compare(
         raise UsageError("--json and --latex exclude each other")
     files = load_files(studies, storage)
     found = [verdict for file in files for verdict in verdicts(file, budget_factor=budget_factor)]
-    times, profiles = _targets(files, target)
+    times, profiles = _targets(files, target, budget_factor)
     if as_json:
         print_json(_plain(found, times, profiles))
     elif as_latex:
@@ -55,16 +55,21 @@ def compare(
                 say()
             print_verdict(verdict)
         if not all(verdict.is_confirmed for verdict in found):
-            say("\nThe best of many trials was lucky too: kftune confirm trains the best again on fresh seeds.")
+            option = "" if budget_factor == 1 else f" --budget-factor {budget_factor:g}"
+            say(
+                f"\nThe best of many trials was lucky too: kftune confirm{option} trains the best again on fresh seeds."
+            )
         print_times(times, profiles)
 
 
-def _targets(files: Sequence[FileResults], target: float | None) -> tuple[list[TimeToTarget], list[PerformanceProfile]]:
+def _targets(
+    files: Sequence[FileResults], target: float | None, budget_factor: float
+) -> tuple[list[TimeToTarget], list[PerformanceProfile]]:
     from kftune.analysis.targets import performance_profiles, times_to_target
 
     if target is None:
         return [], []
-    times = [time for file in files for time in times_to_target(file, targets=target)]
+    times = [time for file in files for time in times_to_target(file, targets=target, budget_factor=budget_factor)]
     return times, performance_profiles(times)
 
 

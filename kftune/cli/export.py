@@ -46,6 +46,8 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write the best configuration ready to paste, or all runs and curves as tables."""
+    if as_json and as_ in ("csv", "parquet"):
+        raise UsageError(f"--as {as_} writes tables and --json the best configuration: give one of them")
     as_ = "json" if as_json else as_
     if as_ in ("csv", "parquet") and out is None:
         raise UsageError(f"--as {as_} needs --out: a file, or a directory for runs and curves apart")

@@ -26,7 +26,8 @@ def import_(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="An Optuna study (DATABASE#STUDY, a file or URL), or a CSV file with one row per run.",
+            help="An Optuna study (DATABASE#STUDY, a file or URL), or a CSV file with one row per run (FILE.csv; "
+            "FILE.csv#NAME: of kftune's own export only the study file of that name).",
         ),
     ],
     *,
@@ -40,8 +41,9 @@ def import_(
     problem: Annotated[str, typer.Option("--problem", help="Label, where the source has none.")] = "imported",
     optimizer: Annotated[str, typer.Option("--optimizer", help="Label, where the source has none.")] = "imported",
     objective: Annotated[
-        Literal["test_loss", "train_loss", "test_error"], typer.Option("--objective", help="What the values are.")
-    ] = "test_loss",
+        Literal["test_loss", "train_loss", "test_error"] | None,
+        typer.Option("--objective", help="What the values are. Default: what the source says, else test_loss."),
+    ] = None,
     value: Annotated[
         str | None, typer.Option("--value", metavar="COLUMN", help="CSV: the column that was minimised.")
     ] = None,
@@ -51,21 +53,25 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Store results made elsewhere (an Optuna study, the CSV of a sweep) beside kftune's own."""
-    from kftune.storage.importing import store_imported
+    from kftune.storage.importing import common_objective, store_imported
     from kftune.storage.repository import Repository
+    from kftune.study.config import without_password
 
     url = given_storage(storage)
     if url is None:
         raise UsageError("--storage names the database to store it in, e.g. --storage results.db")
-    if "#" in source:
-        database, _, study = source.rpartition("#")
+    place, _, part = source.rpartition("#")
+    if (place or source).lower().endswith(".csv"):
+        path = Path(place or source)
+        found = _csv_sweep(
+            path, value=value, params=params, problem=problem, optimizer=optimizer, file_name=part if place else None
+        )
+        default = part if place else path.stem
+    elif place:
         if value is not None or params is not None:
             raise UsageError("--value and --params are for CSV files")
-        found = [_optuna_study(database, study, problem=problem, optimizer=optimizer, objective=objective)]
-        default = study
-    elif source.lower().endswith(".csv"):
-        found = _csv_sweep(Path(source), value=value, params=params, problem=problem, optimizer=optimizer)
-        default = Path(source).stem
+        found = [_optuna_study(place, part, problem=problem, optimizer=optimizer, objective=objective or "test_loss")]
+        default = part
     else:
         raise UsageError(f"{source!r} is neither DATABASE#STUDY of an Optuna study nor a .csv file")
     _check_labels(found)
@@ -75,12 +81,12 @@ def import_(
             repository,
             found,
             file_name=file_name,
-            objective=objective,
-            source=source,
-            command=shlex.join(["kftune", *sys.argv[1:]]),
+            objective=common_objective(found, objective),
+            source=without_password(source),
+            command=shlex.join(["kftune", *map(without_password, sys.argv[1:])]),
         )
-        place = repository.name
-    _report(found, stored, place, file_name, as_json=as_json)
+        database = repository.name
+    _report(found, stored, database, file_name, as_json=as_json)
 
 
 def _optuna_study(
@@ -102,12 +108,12 @@ def _optuna_study(
 
 
 def _csv_sweep(
-    path: Path, *, value: str | None, params: str | None, problem: str, optimizer: str
+    path: Path, *, value: str | None, params: str | None, problem: str, optimizer: str, file_name: str | None
 ) -> list[ImportedStudy]:
     from kftune.storage.import_csv import read_csv_sweep
 
     columns = None if params is None else [column.strip() for column in params.split(",")]
-    return read_csv_sweep(path, value=value, params=columns, problem=problem, optimizer=optimizer)
+    return read_csv_sweep(path, value=value, params=columns, problem=problem, optimizer=optimizer, file_name=file_name)
 
 
 def _as_name(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -36,12 +37,14 @@ def resume(
 
     overrides = list(set_ or ())
     config = stored_config(name, storage, overrides)
+    sitting = Sitting(config, devices=devices, workers=workers, data_dir=data_dir)
     if widen:
-        config = widened_study(config)
-    again = ["kftune", "resume", config.name, "--storage", without_password(config.storage)]
+        sitting.check()  # before the wider studies are stored
+        sitting = replace(sitting, config=widened_study(config))
+        overrides = []  # they are in what was stored
+    again = ["kftune", "resume", sitting.config.name, "--storage", without_password(config.storage)]
     for override in overrides:
         again += ["--set", override]
     for option, value in (("--devices", devices), ("--workers", workers), ("--data-dir", data_dir)):
         again += [] if value is None else [option, str(value)]
-    sitting = Sitting(config, devices=devices, workers=workers, data_dir=data_dir, again=shlex.join(again))
-    raise typer.Exit(sitting.search())
+    raise typer.Exit(replace(sitting, again=shlex.join(again)).search())

@@ -42,6 +42,6 @@ def serve(
             f"warning: everyone who reaches {host} can read these results; nothing asks for a password", err=True
         )
     try:
-        serve_page(listening, sources)
+        serve_page(listening, sources, host=host)
     except KeyboardInterrupt:
         raise typer.Exit(0) from None

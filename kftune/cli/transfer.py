@@ -44,10 +44,13 @@ def transfer(
 
 def _print_transfers(found: Sequence[Transfer]) -> None:
     say("Best configurations on one problem, and their loss on another", bold=True)
+    several = any(transfer.rank > 1 for transfer in found)
+    in_files = len({study.partition("/")[0] for t in found for study in (t.source_study, t.target_study)}) > 1
+    ranked = ("rank", "trial") if several else ()
     print_table(
-        ("optimizer", "best on", "tried on", "loss", "own best", "regret"),
-        [_row(transfer) for transfer in found],
-        right=("loss", "own best", "regret"),
+        ("optimizer", "best on", *ranked, "tried on", "loss", "own best", "regret"),
+        [_row(transfer, several=several, in_files=in_files) for transfer in found],
+        right=("rank", "trial", "loss", "own best", "regret"),
         wrap=("optimizer", "best on", "tried on"),
     )
     say("regret: 0 as good as the problem's own best, 1 no better than the untrained model")
@@ -55,13 +58,19 @@ def _print_transfers(found: Sequence[Transfer]) -> None:
         say("–: not tried there; warm_start makes a study try another's best configurations")
 
 
-def _row(transfer: Transfer) -> tuple[str, ...]:
+def _row(transfer: Transfer, *, several: bool, in_files: bool) -> tuple[str, ...]:
+    """A row; with the rank and the trial of the configuration, and with the problems' study files."""
     if transfer.target_trial is None:
         there: tuple[str, ...] = ("–", _loss(transfer.own_best), "–")
     else:
         regret = "–" if transfer.regret is None else number(transfer.regret, 2)
         there = (_loss(transfer.loss), _loss(transfer.own_best), regret)
-    return (transfer.optimizer, transfer.source, transfer.target, *there)
+    source, target = (
+        study.rpartition("/")[0] if in_files else problem
+        for study, problem in ((transfer.source_study, transfer.source), (transfer.target_study, transfer.target))
+    )
+    ranked = (str(transfer.rank), str(transfer.source_trial)) if several else ()
+    return (transfer.optimizer, source, *ranked, target, *there)
 
 
 def _loss(value: float | None) -> str:

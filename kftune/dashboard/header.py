@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kftune.analysis.results import FileResults
+from kftune.analysis.results import FileResults, n_random
 from kftune.analysis.status import FileStatus, Ledger, file_statuses
 from kftune.dashboard.formatting import clock_time, duration, number, objective_title, percent
 
@@ -68,7 +69,8 @@ def make_header(file: FileResults) -> Header:
 def _facts(file: FileResults, status: FileStatus) -> list[Fact]:
     config = file.config
     n_runs = sum(study.n_runs for study in status.studies)
-    startup = f", {config['startup_trials']} of them at random" if "startup_trials" in config else ""
+    n_at_random = n_random(file.studies[-1].record)
+    startup = f", {n_at_random} of them at random" if 0 < n_at_random < math.inf else ""
     return [
         Fact("problems", ", ".join(file.problems)),
         Fact("optimizers", ", ".join(file.optimizers)),

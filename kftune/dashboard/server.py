@@ -9,6 +9,7 @@ all the time.
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 import threading
 import time
@@ -32,6 +33,8 @@ from kftune.storage.repository import Repository
 __all__ = ["Address", "bind", "is_local", "make_app", "serve"]
 
 _HTTP = 80
+_LOCAL = re.compile(rb"(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?", re.IGNORECASE)
+"""No other site can have one of these names. The port may be another one's, e.g. of a tunnel that leads here."""
 _REST = 2.0
 """Seconds of rest for each second of rendering, so that a page left open does not slow the study it shows."""
 
@@ -51,10 +54,8 @@ class Address:
 
     @property
     def names(self) -> frozenset[str]:
-        """Values of the Host header that mean this server."""
+        """Values of the Host header that mean this server, besides this machine's name for itself on any port."""
         hosts = {self.host}
-        if is_local(self.host):
-            hosts |= {"127.0.0.1", "localhost", "::1"}
         if self.host in ("0.0.0.0", "::"):
             hosts |= _own_names()
         shown = {f"[{host}]" if ":" in host else host for host in hosts}
@@ -74,7 +75,7 @@ def is_local(host: str) -> bool:
 
 def _own_names() -> set[str]:
     """What this machine is called by itself and in its network."""
-    names = {"127.0.0.1", "localhost", "::1", socket.gethostname(), socket.getfqdn()}
+    names = {socket.gethostname(), socket.getfqdn()}
     try:
         names |= {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None)}
     except socket.gaierror:
@@ -161,7 +162,7 @@ def make_app(sources: Sources, *, names: frozenset[str]) -> ASGIApp:
 
     Args:
         sources: what is shown.
-        names: values of the Host header that are answered.
+        names: values of the Host header that are answered, besides this machine's name for itself.
     """
     pages = _Pages(sources)
 
@@ -214,22 +215,26 @@ class _Guard:
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         if scope["method"] not in ("GET", "HEAD"):
             refusal: ASGIApp = PlainTextResponse("only GET\n", status_code=405, headers={"allow": "GET, HEAD"})
-        elif len(hosts) != 1 or hosts[0].decode("latin-1").lower() not in self._names:
+        elif len(hosts) != 1 or not self._is_own(hosts[0]):
             refusal = PlainTextResponse("this server does not go by that name\n", status_code=421)
         else:
             refusal = self._app
         await refusal(scope, receive, guarded)
 
+    def _is_own(self, host: bytes) -> bool:
+        return _LOCAL.fullmatch(host) is not None or host.decode("latin-1").lower() in self._names
 
-def serve(listening: socket.socket, sources: Sources) -> None:
+
+def serve(listening: socket.socket, sources: Sources, *, host: str) -> None:
     """Serve until interrupted.
 
     Args:
         listening: from :func:`bind`; closed at the end.
         sources: what is shown.
+        host: the name or address that :func:`bind` was given; it is answered like the address it stands for.
     """
-    host, port = listening.getsockname()[:2]
-    app = make_app(sources, names=Address(host, port).names)
+    address, port = listening.getsockname()[:2]
+    app = make_app(sources, names=Address(address, port).names | Address(host, port).names)
     config = uvicorn.Config(
         app,
         log_level="critical",

@@ -12,7 +12,7 @@ from optuna.storages import RDBStorage
 
 from kftune.errors import StorageError
 from kftune.storage import _migrating as migrating
-from kftune.storage._connecting import Database
+from kftune.storage._connecting import Database, storage_errors
 
 _OPTUNA_TABLE = "studies"
 
@@ -50,6 +50,26 @@ def make_file(database: Database, path: Path) -> None:
     finally:
         for suffix in ("", "-wal", "-shm"):
             unfinished.with_name(unfinished.name + suffix).unlink(missing_ok=True)
+
+
+def is_made(url: str) -> bool:
+    """Whether a database has kftune's tables already, or they would be made; nothing is written.
+
+    Raises:
+        StorageError: they could not be made, or the database is something else.
+        NewerDatabaseError: it was written by a later kftune.
+    """
+    database = Database.parse(url, "create").check_file()
+    with storage_errors(database.name):
+        if database.path is not None and not database.path.exists():
+            return False
+        engine = Database.parse(url, "read").check_file().engine()
+        try:
+            _check_schema(database, engine)
+            with engine.begin() as connection:
+                return migrating.stored_revision(connection) is not None
+        finally:
+            engine.dispose()
 
 
 def dispose(engine: sa.Engine, optuna_storage: RDBStorage) -> None:

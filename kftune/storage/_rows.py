@@ -12,6 +12,11 @@ from kftune.storage import models
 from kftune.storage.records import RunRecord, SessionRecord, StudyRecord
 from kftune.training.results import Calibration, CurvePoint, Outcome, RunResult
 
+# Optuna's tables, of which only these columns are touched: it has no way of its own to take a report back.
+_REPORTS = sa.table("trial_intermediate_values", sa.column("trial_id"))
+_ATTRIBUTES = sa.table("trial_system_attributes", sa.column("trial_id"), sa.column("key"))
+_RUNG = "completed_rung_"  # of successive halving and hyperband
+
 _RESULT_COLUMNS = (
     "message",
     "train_seconds",
@@ -98,6 +103,13 @@ def run_row(record: RunRecord, study_id: int) -> models.Run:
         **of_run,
         **of_result,
     )
+
+
+def delete_reports(session: orm.Session, trial_id: int) -> None:
+    """Delete what an Optuna trial that is not finished has reported, and the rungs that it has reached."""
+    session.execute(sa.delete(_REPORTS).where(_REPORTS.c.trial_id == trial_id))
+    is_rung = _ATTRIBUTES.c.key.startswith(_RUNG, autoescape=True)
+    session.execute(sa.delete(_ATTRIBUTES).where(_ATTRIBUTES.c.trial_id == trial_id, is_rung))
 
 
 def run_record(row: sa.RowMapping, curve: tuple[CurvePoint, ...]) -> RunRecord:

@@ -11,10 +11,11 @@ from typing import get_args
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from kftune.errors import ConfigError, UsageError, suggestion
+from kftune.errors import ConfigError, UnknownNameError, UsageError, suggestion
 from kftune.space import Value
 from kftune.storage.importing import ImportedRun, ImportedStudy, ImportedTrial, space_of
 from kftune.storage.records import Purpose
+from kftune.training.objective import OBJECTIVES, Objective
 from kftune.training.results import Outcome
 
 __all__ = ["read_csv_sweep"]
@@ -36,6 +37,9 @@ _KNOWN = {
     "budget_factor": ("budget_factor",),
     "superseded": ("superseded",),
 }
+_OWN = ("file_name", "study", "objective")
+"""Columns of kftune's own export that have a meaning beside one another only."""
+
 _OUTCOMES = {
     "complete": Outcome.COMPLETED,
     "finished": Outcome.COMPLETED,
@@ -67,6 +71,7 @@ def read_csv_sweep(
     params: Sequence[str] | None = None,
     problem: str = "imported",
     optimizer: str = "imported",
+    file_name: str | None = None,
 ) -> list[ImportedStudy]:
     """One row per run: hyperparameters, the value reached, and whatever else is known of it.
 
@@ -74,7 +79,8 @@ def read_csv_sweep(
     ``train_seconds`` and ``updates`` are columns with a meaning. Rows of equal hyperparameters are runs of one trial,
     unless there is a column that numbers trials. The search box is what was tried: from the smallest to the largest
     value, on a log scale where these are positive and a factor of 50 apart. A run without a value crashed; one of NaN
-    or infinity diverged.
+    or infinity diverged. In a table that kftune exported, the objective is known, and only the rows of one study file
+    are read.
 
     Args:
         path: the CSV file.
@@ -83,24 +89,74 @@ def read_csv_sweep(
             ``config.`` if there are any, else all that are nothing else.
         problem: label where the table has no such column.
         optimizer: likewise.
+        file_name: of a table that kftune exported from several study files: which.
 
     Returns:
         One per (problem, optimizer), in the order of the rows.
 
     Raises:
-        UsageError: the file cannot be read, has no rows or no such column, or a cell is not what it should be.
+        UsageError: the file cannot be read, has no rows or no such column, a cell is not what it should be, or there
+            are several study files and none is named.
+        UnknownNameError: there is no such study file in it.
     """
-    rows = _rows(path)
-    columns = _columns(path, list(rows[0]), value, params)
+    all_rows = _rows(path)
+    is_own = _is_own(all_rows)
+    rows = _of_file(path, all_rows, file_name, is_own=is_own)
+    columns = _columns(path, list(all_rows[0]), value, params, own=_OWN if is_own else ())
     by_study: dict[tuple[str, str], list[tuple[int, dict[str, str]]]] = {}
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         if _cell(row, columns, "superseded").lower() == "true":
             continue
         labels = (_cell(row, columns, "problem") or problem, _cell(row, columns, "optimizer") or optimizer)
         by_study.setdefault(labels, []).append((line, row))
     if not by_study:
         raise UsageError(f"{path} has no rows to import")
-    return [_study(path, labels, found, columns) for labels, found in by_study.items()]
+    return [
+        _study(path, labels, found, columns, objective=_objective(path, found) if is_own else None)
+        for labels, found in by_study.items()
+    ]
+
+
+def _is_own(rows: Sequence[Mapping[str, str]]) -> bool:
+    """Whether kftune exported it: a study's name begins with its study file's."""
+    return {"file_name", "study"} <= rows[0].keys() and all(
+        row["file_name"] and row["study"].startswith(f"{row['file_name']}/") for row in rows
+    )
+
+
+def _of_file(
+    path: Path, rows: Sequence[dict[str, str]], file_name: str | None, *, is_own: bool
+) -> list[tuple[int, dict[str, str]]]:
+    """The rows of one study file, with their lines."""
+    numbered = list(enumerate(rows, start=2))
+    if not is_own:
+        if file_name is not None:
+            raise UsageError(f"{path} is no table of kftune's runs, so it has no study file {file_name!r}")
+        return numbered
+    if "point" in rows[0]:
+        raise UsageError(f"{path} has a row for every evaluation; export --as csv --out DIRECTORY writes one of runs")
+    there = list(dict.fromkeys(row["file_name"] for row in rows))
+    if file_name is None and len(there) > 1:
+        choices = " or ".join(f"{path}#{name}" for name in there)
+        raise UsageError(f"{path} holds runs of {len(there)} study files: import them apart, {choices}")
+    if file_name is not None and file_name not in there:
+        raise UnknownNameError("study file", file_name, there)
+    return [(line, row) for line, row in numbered if row["file_name"] == (file_name or there[0])]
+
+
+def _objective(path: Path, rows: Sequence[tuple[int, Mapping[str, str]]]) -> Objective | None:
+    """What a study's values are, if its export says so."""
+    for line, row in rows:
+        for objective in OBJECTIVES:
+            if row.get("objective") == objective:
+                return objective
+        if row.get("objective"):
+            raise ConfigError(
+                f"must be one of {', '.join(OBJECTIVES)}, got {row['objective']!r}",
+                source=f"{path}, line {line}",
+                path="objective",
+            )
+    return None
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -117,7 +173,9 @@ def _rows(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _columns(path: Path, names: Sequence[str], value: str | None, params: Sequence[str] | None) -> _Columns:
+def _columns(
+    path: Path, names: Sequence[str], value: str | None, params: Sequence[str] | None, *, own: Sequence[str]
+) -> _Columns:
     for asked in (*([value] if value else []), *(params or ())):
         if asked not in names:
             raise UsageError(f"{path} has no column {asked!r}{suggestion(asked, names)}")
@@ -135,7 +193,7 @@ def _columns(path: Path, names: Sequence[str], value: str | None, params: Sequen
     if prefix is not None:
         prefixed = {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
         return _Columns(value=found, params=prefixed, known=known)
-    taken = {found, *known.values()}
+    taken = {found, *own, *known.values()}
     return _Columns(value=found, params={name: name for name in names if name not in taken}, known=known)
 
 
@@ -145,7 +203,12 @@ def _cell(row: Mapping[str, str], columns: _Columns, meaning: str) -> str:
 
 
 def _study(
-    path: Path, labels: tuple[str, str], rows: Sequence[tuple[int, Mapping[str, str]]], columns: _Columns
+    path: Path,
+    labels: tuple[str, str],
+    rows: Sequence[tuple[int, Mapping[str, str]]],
+    columns: _Columns,
+    *,
+    objective: Objective | None,
 ) -> ImportedStudy:
     numbered = "trial" in columns.known
     trials: dict[object, tuple[dict[str, Value], list[ImportedRun]]] = {}
@@ -166,6 +229,7 @@ def _study(
             ImportedTrial(params={n: v for n, v in params.items() if n not in fixed}, runs=tuple(runs))
             for params, runs in trials.values()
         ),
+        objective=objective,
     )
 
 

@@ -21,7 +21,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import BaseStorage
 
-from kftune.errors import StorageError
+from kftune.errors import StorageError, UsageError
 from kftune.space import Categorical, Dimension, Float, Int, Space, Value
 from kftune.storage._connecting import storage_errors
 from kftune.storage.records import Purpose, RunRecord, SessionRecord, StudyRecord
@@ -29,7 +29,7 @@ from kftune.storage.repository import Repository
 from kftune.training.objective import Objective
 from kftune.training.results import CurvePoint, Outcome, RunResult
 
-__all__ = ["ImportedRun", "ImportedStudy", "ImportedTrial", "space_of", "store_imported"]
+__all__ = ["ImportedRun", "ImportedStudy", "ImportedTrial", "common_objective", "space_of", "store_imported"]
 
 _STATE, _UNFINISHED = "kftune_import", "unfinished"
 _FAILED = (Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.TIMED_OUT)
@@ -43,7 +43,8 @@ class ImportedRun:
         repeat: from 0.
         seed: of it, or its repeat where that is unknown.
         outcome: how it ended.
-        value: the objective at its end; of a run that failed what it is to count as; None: unknown.
+        value: the objective at its end, or of a run that failed what it counts as; None: unknown. A failed run counts
+            as the untrained model, so a value below that of a run that was completed is not what it counts as.
         train_seconds: 0 where unknown.
         updates: 0 where unknown.
         purpose: search or confirm.
@@ -73,10 +74,9 @@ class ImportedTrial:
         """Whether one of its runs was."""
         return any(run.outcome is Outcome.PRUNED for run in self._searched)
 
-    @property
-    def value(self) -> float | None:
-        """The mean over its runs of the search; None if one has none."""
-        values = [run.value for run in self._searched if run.value is not None and math.isfinite(run.value)]
+    def value(self, untrained_from: float) -> float | None:
+        """The mean over its runs of the search; None if one has none; ``untrained_from`` as in :func:`_counts`."""
+        values = [run.value for run in self._searched if run.value is not None and _counts(run, untrained_from)]
         return fmean(values) if values and len(values) == len(self._searched) else None
 
     @property
@@ -86,12 +86,52 @@ class ImportedTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedStudy:
-    """One optimizer on one problem; ``space`` is the box that was searched, as far as it is known."""
+    """One optimizer on one problem.
+
+    Attributes:
+        problem: label.
+        optimizer: label.
+        space: the box that was searched, as far as it is known.
+        trials: in order.
+        objective: what its values are; None if its source does not say.
+    """
 
     problem: str
     optimizer: str
     space: Space
     trials: tuple[ImportedTrial, ...]
+    objective: Objective | None = None
+
+
+def common_objective(studies: Sequence[ImportedStudy], asked: Objective | None) -> Objective:
+    """What the values of studies are: what was asked for, what their source says, or the test loss.
+
+    Raises:
+        UsageError: their source says something else than what was asked for, or several things.
+    """
+    known = list(dict.fromkeys(study.objective for study in studies if study.objective is not None))
+    if len(known) > 1:
+        raise UsageError(f"its studies have several objectives: {', '.join(known)}; import them apart")
+    if known and asked is not None and known[0] != asked:
+        raise UsageError(f"--objective {asked}: its values are of {known[0]}")
+    return known[0] if known else asked or "test_loss"
+
+
+def _counts(run: ImportedRun, untrained_from: float) -> bool:
+    """Whether a run's value is what it counts as: of a failed run if no completed one of the problem was worse."""
+    if run.value is None or not math.isfinite(run.value):
+        return False
+    return run.outcome not in _FAILED or run.value >= untrained_from
+
+
+def _untrained_from(studies: Sequence[ImportedStudy]) -> dict[str, float]:
+    """Problem → its worst completed run: no untrained model is better."""
+    found: dict[str, float] = {}
+    for study in studies:
+        runs = [run for trial in study.trials for run in trial.runs if run.outcome is Outcome.COMPLETED]
+        values = [run.value for run in runs if run.value is not None and math.isfinite(run.value)]
+        found[study.problem] = max([found.get(study.problem, -math.inf), *values])
+    return found
 
 
 def store_imported(
@@ -121,11 +161,22 @@ def store_imported(
     records = [_record(study, studies, file_name=file_name, objective=objective, source=source) for study in studies]
     session = _session(file_name, command)
     pairs = list(zip(records, studies, strict=True))
+    untrained_from = _untrained_from(studies)
     with storage_errors(repository.name):
         _clear(repository, [record.study for record in records])
-        made = [_optuna_study(repository.optuna_storage, record.study, study) for record, study in pairs]
+        made = [
+            _optuna_study(repository.optuna_storage, record.study, study, untrained_from[study.problem])
+            for record, study in pairs
+        ]
         runs = [
-            _run(run, trial, record.study, number, objective=objective, fixed=study.space.fixed)
+            _run(
+                run,
+                trial,
+                record.study,
+                number,
+                curve=_curve(run, objective, untrained_from[study.problem]),
+                fixed=study.space.fixed,
+            )
             for record, study in pairs
             for number, trial in enumerate(study.trials)
             for run in trial.runs
@@ -155,11 +206,11 @@ def _clear(repository: Repository, names: Sequence[str]) -> None:
         optuna.delete_study(study_name=summary.study_name, storage=repository.optuna_storage)
 
 
-def _optuna_study(storage: BaseStorage, name: str, study: ImportedStudy) -> optuna.Study:
+def _optuna_study(storage: BaseStorage, name: str, study: ImportedStudy, untrained_from: float) -> optuna.Study:
     made = optuna.create_study(study_name=name, storage=storage, direction="minimize")
     made.set_user_attr(_STATE, _UNFINISHED)
     distributions = _distributions(study.space)
-    made.add_trials([_frozen(trial, distributions) for trial in study.trials])
+    made.add_trials([_frozen(trial, distributions, untrained_from) for trial in study.trials])
     return made
 
 
@@ -204,13 +255,16 @@ def _session(file_name: str, command: str) -> SessionRecord:
     )
 
 
-def _frozen(trial: ImportedTrial, distributions: Mapping[str, BaseDistribution]) -> optuna.trial.FrozenTrial:
+def _frozen(
+    trial: ImportedTrial, distributions: Mapping[str, BaseDistribution], untrained_from: float
+) -> optuna.trial.FrozenTrial:
     states = optuna.trial.TrialState
-    state = states.PRUNED if trial.is_pruned else states.FAIL if trial.value is None else states.COMPLETE
+    value = trial.value(untrained_from)
+    state = states.PRUNED if trial.is_pruned else states.FAIL if value is None else states.COMPLETE
     params = {name: value for name, value in trial.params.items() if name in distributions}
     return optuna.trial.create_trial(
         state=state,
-        value=trial.value,
+        value=value,
         params=params,
         distributions={name: distributions[name] for name in params},
     )
@@ -222,7 +276,7 @@ def _run(
     study: str,
     number: int,
     *,
-    objective: Objective,
+    curve: tuple[CurvePoint, ...],
     fixed: Mapping[str, Value],
 ) -> RunRecord:
     return RunRecord(
@@ -238,7 +292,7 @@ def _run(
         device="",
         result=RunResult(
             outcome=run.outcome,
-            curve=_curve(run, objective),
+            curve=curve,
             train_seconds=run.train_seconds,
             updates=run.updates,
         ),
@@ -247,14 +301,19 @@ def _run(
     )
 
 
-def _curve(run: ImportedRun, objective: Objective) -> tuple[CurvePoint, ...]:
-    """The one thing that is known. What a failed run counts as stands where the untrained model does: at update 0."""
-    if run.value is None or not math.isfinite(run.value):
+def _curve(run: ImportedRun, objective: Objective, untrained_from: float) -> tuple[CurvePoint, ...]:
+    """The one thing that is known.
+
+    What a failed run counts as stands where the untrained model does: at update 0. A value that is not what it counts
+    as stands at its end if it was timed out; what it was when the run failed otherwise says nothing.
+    """
+    counts = _counts(run, untrained_from)
+    if run.value is None or not (counts or (run.outcome is Outcome.TIMED_OUT and math.isfinite(run.value))):
         return ()
-    is_failed = run.outcome in _FAILED
+    is_untrained = counts and run.outcome in _FAILED
     point = CurvePoint(
-        train_seconds=0.0 if is_failed else run.train_seconds,
-        update=0 if is_failed else max(1, run.updates),
+        train_seconds=0.0 if is_untrained else run.train_seconds,
+        update=0 if is_untrained else max(1, run.updates),
         train_loss=run.value if objective == "train_loss" else math.nan,
         test_loss=run.value if objective == "test_loss" else math.nan,
         accuracy=1 - run.value if objective == "test_error" else None,

@@ -19,12 +19,12 @@ import sqlalchemy as sa
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from sqlalchemy import orm
 
-from kftune.errors import StorageError, StudyChangedError
+from kftune.errors import StorageError
 from kftune.storage import models
 from kftune.storage._connecting import Access, Database, storage_errors
-from kftune.storage._differences import differences
 from kftune.storage._opening import dispose, make_file, open_engines
-from kftune.storage._rows import put_study, run_record, run_row, session_row
+from kftune.storage._registering import check_same, left_out
+from kftune.storage._rows import delete_reports, put_study, run_record, run_row, session_row
 from kftune.storage.records import Purpose, RunRecord, SessionRecord, StudyRecord, TrialRecord
 from kftune.training.results import CurvePoint
 
@@ -95,9 +95,11 @@ class Repository:
     # -- studies -----------------------------------------------------------------------------------------------------
 
     def register(self, records: Sequence[StudyRecord]) -> None:
-        """Store studies, and make their Optuna studies; all of them or, if one is refused, none.
+        """Store studies of one study file, and make their Optuna studies; all of them or, if one is refused, none.
 
-        Studies already stored get the new ``config`` and ``n_trials``, as long as their identity is the same.
+        Studies already stored get the new ``config`` and ``n_trials``, as long as their identity is the same. Those of
+        the file that it no longer has get the new ``config`` too, if what its studies have in common is the same: it is
+        the study file as it was last run.
 
         Raises:
             StudyChangedError: a stored study has another identity.
@@ -105,13 +107,34 @@ class Repository:
         """
         self._check_writable()
         with storage_errors(self.name):
-            stored = {record.study: record for record in self.studies()}
+            stored = self.check(records)
+            there = optuna.get_all_study_names(self._optuna)
             for record in records:
-                _check_same(stored.get(record.study), record)
-            self._make_optuna_studies([record.study for record in records], known=stored)
+                if record.study not in there:
+                    optuna.create_study(study_name=record.study, storage=self._optuna, direction="minimize")
             with self._write() as session:
-                for record in records:
+                for record in (*records, *left_out(stored.values(), records)):
                     put_study(session, record)
+
+    def check(self, records: Sequence[StudyRecord]) -> dict[str, StudyRecord]:
+        """Whether :meth:`register` would take studies; returns those that are stored, by name. Only reads.
+
+        Raises:
+            StudyChangedError: see :meth:`register`.
+            StorageError: see there.
+        """
+        with storage_errors(self.name):
+            stored = {record.study: record for record in self.studies()}
+            summaries = optuna.get_all_study_summaries(self._optuna, include_best_trial=False)
+        n_trials = {summary.study_name: summary.n_trials for summary in summaries}
+        for record in records:
+            check_same(stored.get(record.study), record)
+            if record.study not in stored and n_trials.get(record.study):
+                raise StorageError(
+                    f"{self.name} holds an Optuna study {record.study!r} with trials that kftune did not make; "
+                    "use another name or storage"
+                )
+        return stored
 
     def add_whole(
         self, records: Sequence[StudyRecord], session_record: SessionRecord, runs: Iterable[RunRecord]
@@ -139,19 +162,6 @@ class Repository:
             rows = session.execute(sa.select(models.Study.study, models.Study.id).where(models.Study.study.in_(names)))
             ids = {row.study: row.id for row in rows}
             session.add_all(run_row(replace(run, session_id=of_session.id), ids[run.study]) for run in runs)
-
-    def _make_optuna_studies(self, names: Sequence[str], *, known: Mapping[str, StudyRecord]) -> None:
-        summaries = optuna.get_all_study_summaries(self._optuna, include_best_trial=False)
-        n_trials = {summary.study_name: summary.n_trials for summary in summaries}
-        for name in names:
-            if name not in known and n_trials.get(name):
-                raise StorageError(
-                    f"{self.name} holds an Optuna study {name!r} with trials that kftune did not make; "
-                    "use another name or storage"
-                )
-        for name in names:
-            if name not in n_trials:
-                optuna.create_study(study_name=name, storage=self._optuna, direction="minimize")
 
     def studies(self, file_name: str | None = None) -> list[StudyRecord]:
         """Studies in the order they were registered, of one study file or all."""
@@ -206,6 +216,19 @@ class Repository:
             )
             for trial in trials
         ]
+
+    def forget_reports(self, study: str, number: int) -> None:
+        """Take back what a trial that runs has reported to Optuna's pruner, and where that has put it.
+
+        Args:
+            study: its study's name.
+            number: of the trial.
+        """
+        with storage_errors(self.name):
+            study_id = self._optuna.get_study_id_from_name(study)
+            trial_id = self._optuna.get_trial_id_from_study_id_trial_number(study_id, number)
+        with self._write() as session:
+            delete_reports(session, trial_id)
 
     # -- sessions ----------------------------------------------------------------------------------------------------
 
@@ -384,9 +407,3 @@ class Repository:
     def _check_writable(self) -> None:
         if self._database.read_only:
             raise StorageError(f"{self.name} is open for reading only")
-
-
-def _check_same(stored: StudyRecord | None, record: StudyRecord) -> None:
-    changed = differences(stored.identity, record.identity) if stored is not None else []
-    if changed:
-        raise StudyChangedError(record.study, changed)

@@ -18,19 +18,22 @@ _N_REMEMBERED = 1000  # measurements; about the last fifty runs
 
 
 class MachineSpeed:
-    """Knows the usual seconds of the reference workload, by device, from the runs of a study file on this host.
+    """Knows the usual seconds of the reference workload on a device, from the runs of a study file on this host.
+
+    They are of as many threads as the session's workers have: with others the workload is slower or faster.
 
     Args:
         config: the study file.
         repository: where its runs are stored.
+        threads: of each worker.
     """
 
-    def __init__(self, config: StudyConfig, *, repository: Repository) -> None:
+    def __init__(self, config: StudyConfig, *, repository: Repository, threads: int) -> None:
         self._tolerance = config.budget.tolerance
         self._is_timed = config.budget.seconds is not None
         self._history: dict[str, deque[float]] = {}
         if self._is_timed:
-            for run in _runs_on_this_host(config.name, repository):
+            for run in _runs_on_this_host(config, repository, threads):
                 self._remember(run.result)
 
     def _remember(self, result: RunResult) -> None:
@@ -82,10 +85,14 @@ def threads_notice(config: StudyConfig, *, repository: Repository, devices: Sequ
     )
 
 
-def _runs_on_this_host(file_name: str, repository: Repository) -> list[RunRecord]:
-    """Every run of a study file that was made here, in the order of their ends."""
+def _runs_on_this_host(config: StudyConfig, repository: Repository, threads: int) -> list[RunRecord]:
+    """Every run of a study file that was made here with so many threads, in the order of their ends."""
     host = socket.gethostname()
-    here = {session.id for session in repository.sessions(file_name) if session.host == host}
+    here = {
+        session.id
+        for session in repository.sessions(config.name)
+        if session.host == host and config.threads_per_worker(session.devices) == threads
+    }
     runs = [
         run
         for purpose in ("search", "confirm")

@@ -41,7 +41,8 @@ def confirm_studies(
 ) -> RunSummary:
     """Train the best configurations of every study again on fresh seeds; what is stored already is not repeated.
 
-    The optimizers take turns, so that drift of the machine meets all alike.
+    The optimizers take turns, so that drift of the machine meets all alike. A study without a trial that ended well is
+    left out, and named.
 
     Args:
         config: the study file, as it is stored.
@@ -55,7 +56,7 @@ def confirm_studies(
         interrupt: asks for an orderly stop.
 
     Raises:
-        UsageError: a study has no trial that ended well, or a number makes no sense; nothing is written.
+        UsageError: no study has a trial that ended well, or a number makes no sense; nothing is written.
         StorageError: the database cannot be written any more; what is stored is safe.
         StudyLockedError: another process is running studies in this database; nothing is written.
         KeyboardInterrupt: passed on after the workers were ended and the session's seconds stored.
@@ -66,7 +67,10 @@ def confirm_studies(
     for factor in budget_factors:
         if not 0 < factor < float("inf"):
             raise UsageError(f"budget factors must be above 0, got {factor:g}")
-    chosen = [(plan, run) for plan in config.plans() for run in _best_trials(plan, repository, top)]
+    found = [(plan, _best_trials(plan, repository, top)) for plan in config.plans()]
+    chosen = [(plan, run) for plan, runs in found for run in runs]
+    if not chosen:
+        raise UsageError(f"no study of {config.name} has a trial that ended well, so there is nothing to confirm")
     session = _Confirmation(
         config=config.model_copy(update={"repeats": seeds}),
         repository=repository,
@@ -76,15 +80,13 @@ def confirm_studies(
         interrupt=interrupt or Interrupt(),
     )
     with storage_failures(repository), sole_runner(repository.path):
-        return session.run(chosen, budget_factors)
+        for plan in (plan for plan, runs in found if not runs):
+            session.reporter.message(f"{plan.study} has no trial that ended well, so it is left out")
+        return session.run(chosen, tuple(dict.fromkeys(budget_factors)))
 
 
 def _best_trials(plan: StudyPlan, repository: Repository, top: int) -> list[RunRecord]:
-    """A run of each of a study's best trials, best first.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """A run of each of a study's best trials, best first; none if no trial ended well."""
     runs: dict[int, RunRecord] = {}
     for run in repository.runs(plan.study, curves=False):
         if run.result.outcome is Outcome.COMPLETED:
@@ -94,8 +96,6 @@ def _best_trials(plan: StudyPlan, repository: Repository, top: int) -> list[RunR
         for trial in repository.trials(plan.study)
         if trial.state == "complete" and trial.value is not None and trial.number in runs
     ]
-    if not trials:
-        raise UsageError(f"{plan.study} has no trial that ended well, so there is nothing to confirm")
     return [runs[number] for _, number in sorted(trials)[:top]]
 
 
@@ -146,13 +146,13 @@ class _Confirmation(Session):
 
     def _with_attempts(self, jobs: Sequence[Job]) -> Iterator[Job]:
         """Superseded attempts of earlier sessions count."""
-        earlier = [
-            (run.study, run.budget_factor, run.trial, run.repeat)
-            for run in self.repository.runs(curves=False, purpose="confirm", superseded=True)
-        ]
+        earlier: dict[tuple[str, float, int, int], list[int]] = {}
+        for run in self.repository.runs(curves=False, purpose="confirm", superseded=True):
+            earlier.setdefault((run.study, run.budget_factor, run.trial, run.repeat), []).append(run.attempt)
         for job in jobs:
-            job.disturbances = earlier.count((job.key.study, job.budget_factor, job.trial, job.repeat))
-            job.attempt = job.disturbances + 1
+            attempts = earlier.get((job.key.study, job.budget_factor, job.trial, job.repeat), ())
+            job.disturbances = len(attempts)
+            job.attempt = max(attempts, default=0) + 1
             yield job
 
     def _more_jobs(self) -> list[Job] | None:

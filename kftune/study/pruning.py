@@ -13,12 +13,15 @@ from kftune.training.results import CurvePoint
 
 __all__ = ["Judge", "make_pruner"]
 
+_ROUNDING = 1e-9
+
 
 class Judge:
     """Reports the curves of first runs to Optuna and asks its pruner.
 
-    A step is a part of the budget as long as the time between two evaluations; what is reported is the objective there,
-    never above the untrained model's. Reports are stored with the trial, so that a resumed study judges alike.
+    A step is a part of the budget as long as the time between two evaluations, and counts when it is over; what is
+    reported is the objective there, never above the untrained model's. Reports are stored with the trial, so that a
+    resumed study judges alike. The last point of a run is not judged.
 
     Args:
         config: the study file.
@@ -30,25 +33,33 @@ class Judge:
         self._repository = repository
         self._pruner = make_pruner(config)
 
+    def begin(self, plan: StudyPlan, number: int) -> None:
+        """A first run begins: what an earlier attempt at it reported (lost, cut off or disturbed) no longer counts.
+
+        Args:
+            plan: its study.
+            number: of its trial.
+        """
+        study = optuna.load_study(study_name=plan.study, storage=self._repository.optuna_storage)
+        if study.get_trials(deepcopy=False)[number].intermediate_values:
+            self._repository.forget_reports(plan.study, number)
+
     def goes_on(self, plan: StudyPlan, number: int, point: CurvePoint, *, untrained: CurvePoint) -> bool:
         """Whether the run may go on.
 
         Args:
             plan: its study.
             number: of its trial.
-            point: the newest of its curve, not the untrained model's.
+            point: the newest of its curve, neither the first nor the last.
             untrained: the first of its curve.
         """
-        share, n_steps = self._share(point), self._config.evaluation.points
-        step = max(1, round(share * n_steps))
         value = point_objective(point, self._config.objective)
-        if share >= 1 or not math.isfinite(value):
+        if not math.isfinite(value):
             return True  # it ends by itself
+        step = math.floor(self._share(point) * self._config.evaluation.points + _ROUNDING)
         study = optuna.load_study(study_name=plan.study, storage=self._repository.optuna_storage, pruner=self._pruner)
         trial = optuna.trial.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
-        # A run that was lost and is made again passes the same steps.
-        if step not in study.get_trials(deepcopy=False)[number].intermediate_values:
-            trial.report(min(value, point_objective(untrained, self._config.objective)), step)
+        trial.report(min(value, point_objective(untrained, self._config.objective)), step)
         return not trial.should_prune()
 
     def _share(self, point: CurvePoint) -> float:
@@ -63,9 +74,9 @@ def make_pruner(config: StudyConfig) -> optuna.pruners.BasePruner:
     settings, n_steps = config.pruner, config.evaluation.points
     if settings is None:
         return optuna.pruners.NopPruner()
-    first = max(1, math.ceil(settings.after * n_steps))
+    first = settings.first_step(n_steps)
     if settings.name == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=config.startup_trials, n_warmup_steps=first - 1)
+        return optuna.pruners.MedianPruner(n_startup_trials=config.startup_trials, n_warmup_steps=first)
     if settings.name == "successive_halving":
         return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=settings.reduction_factor)
     return optuna.pruners.HyperbandPruner(

@@ -131,22 +131,26 @@ class _Search(Session):
             return RunSummary("crashed", self.crash, self.n_runs)
         if self.trials.finished():
             return RunSummary("complete", n_runs=self.n_runs)
-        if self.limit_reached is not None:
+        cut_off = self.interrupt.requested and self.open_trials
+        if self.limit_reached is not None and not cut_off:
             return RunSummary("limited", self.limit_reached, self.n_runs)
         return RunSummary("interrupted", n_runs=self.n_runs)
 
     def _totals(self) -> list[StudyTotals]:
-        done, wanted = self.trials.n_finished(), self.trials.n_trials
-        return [
-            StudyTotals(
-                study=plan.study,
-                n_trials=max(wanted[plan.study], done[plan.study]),
-                n_runs=max(wanted[plan.study], done[plan.study]) * self.config.repeats,
-                n_runs_done=len(self.repository.runs(plan.study, curves=False)),
-                n_trials_done=done[plan.study],
-            )
-            for plan in self.plans
-        ]
+        return [self._total(plan.study) for plan in self.plans]
+
+    def _total(self, study: str) -> StudyTotals:
+        """A trial that is finished has the runs that are stored, which may be fewer than ``repeats``."""
+        finished = self.trials.finished_numbers(study)
+        runs = self.repository.runs(study, curves=False)
+        n_trials = max(self.trials.n_trials[study], len(finished))
+        return StudyTotals(
+            study=study,
+            n_trials=n_trials,
+            n_runs=sum(run.trial in finished for run in runs) + (n_trials - len(finished)) * self.config.repeats,
+            n_runs_done=len(runs),
+            n_trials_done=len(finished),
+        )
 
     # -- the loop's questions ----------------------------------------------------------------------------------------
 
@@ -168,7 +172,7 @@ class _Search(Session):
         self.open_trials[trial.plan.study, trial.number] = trial
         jobs = self._jobs(trial)
         if not jobs:
-            self._tell(trial)
+            self._skip_the_rest(trial)
         return jobs
 
     def _jobs(self, trial: OpenTrial) -> list[Job]:
@@ -180,8 +184,8 @@ class _Search(Session):
                 repeat=repeat,
                 params=trial.params,
                 seed=run_seed(self.config.seed, repeat),
-                attempt=trial.n_superseded.get(repeat, 0) + 1,
-                disturbances=trial.n_superseded.get(repeat, 0),
+                attempt=max(trial.superseded.get(repeat, ()), default=0) + 1,
+                disturbances=len(trial.superseded.get(repeat, ())),
                 is_judged=repeat == 0 and self.config.pruner is not None,
             )
             for repeat in self.trials.missing_repeats(trial)
@@ -198,9 +202,19 @@ class _Search(Session):
         # Where a first run decides about the others, they were not begun with it.
         jobs = self._jobs(trial) if was_first and self.trials.first_run_decides else []
         if not self.trials.missing_repeats(trial):
-            self.reporter.runs_skipped(job.key.study, self.config.repeats - len(trial.results))
-            self._tell(trial)
+            self._skip_the_rest(trial)
         return jobs
+
+    def _skip_the_rest(self, trial: OpenTrial) -> None:
+        """Its first run has decided that it has no others."""
+        if len(trial.results) < self.config.repeats:
+            self.reporter.runs_skipped(trial.plan.study, self.config.repeats - len(trial.results))
+        self._tell(trial)
+
+    def _submit(self, slot: int, job: Job) -> None:
+        if job.is_judged:
+            self.judge.begin(job.plan, job.trial)
+        super()._submit(slot, job)
 
     def _goes_on(self, job: Job, point: CurvePoint) -> bool:
         return self.judge.goes_on(job.plan, job.trial, point, untrained=job.points[0])

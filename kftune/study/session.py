@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import re
 import shlex
 import socket
 import sys
@@ -21,8 +22,8 @@ from kftune.space import Value
 from kftune.storage.records import Purpose
 from kftune.storage.repository import Repository, RunRecord, SessionRecord
 from kftune.study.calibrating import MachineSpeed, threads_notice
-from kftune.study.config import StudyConfig, StudyPlan
-from kftune.study.executors import Finished, LocalExecutor, Lost, Progressed, Started, TimedOut
+from kftune.study.config import StudyConfig, StudyPlan, without_password
+from kftune.study.executors import Asked, Finished, LocalExecutor, Lost, Progressed, RunEvent, Started, TimedOut
 from kftune.study.executors.leases import Holder
 from kftune.study.ledger import Ledger
 from kftune.study.reporting import Reporter, RunKey
@@ -33,8 +34,9 @@ __all__ = ["Interrupt", "Job", "RunSummary", "Session"]
 _POLL_SECONDS = 0.2
 _MAX_ATTEMPTS = 3  # at a run that is lost to the machine
 _MAX_IDENTICAL_CRASHES = 3
-_LIMIT_FACTOR = 5.0  # a run that takes this many budgets, and the margin, has hung
-_LIMIT_MARGIN_SECONDS = 120.0
+_SILENT_BUDGETS = 5.0  # a run that is not heard of for so many budgets, and the margin, has hung
+_SILENCE_MARGIN_SECONDS = 120.0
+_NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+(\.\d+)?(e[+-]?\d+)?")
 _PACKAGES = ("torch", "optuna", "GPyOpt", "GPy", "numpy", "scipy")
 
 
@@ -80,7 +82,7 @@ class Job:
         attempt: from 1.
         losses: attempts of this session that were lost to the machine.
         disturbances: attempts of all sessions that are superseded, because the machine was disturbed.
-        is_judged: whether it waits after each evaluation to be told to go on.
+        is_judged: whether it waits after each evaluation but the last to be told to go on.
         points: its curve so far.
     """
 
@@ -174,14 +176,16 @@ class Session(ABC):
 
     def _work(self) -> None:
         """Run all jobs."""
-        self._speed = MachineSpeed(self.config, repository=self.repository)
-        of_threads = threads_notice(self.config, repository=self.repository, devices=self.devices)
+        self._speed = MachineSpeed(self.config, repository=self.repository, threads=self.threads)
+        notices = [threads_notice(self.config, repository=self.repository, devices=self.devices)]
+        if self.repository.path is None:
+            notices.append(f"{self.repository.name}: see to it that no other kftune runs studies in this database now")
         self._session_id = self.repository.begin_session(self._session_record())
         try:
             with LocalExecutor(
                 self.devices, threads=self.threads, ledger=self.ledger, name=self.config.name
             ) as self._executor:
-                for notice in (self._executor.notice(), of_threads):
+                for notice in (self._executor.notice(), *notices):
                     if notice is not None:
                         self.reporter.message(notice)
                 self._loop()
@@ -202,18 +206,24 @@ class Session(ABC):
                 return
             self._tell_of_waiting()
             for event in self._executor.poll(_POLL_SECONDS):
-                job = self._running[event.slot]
-                if isinstance(event, Started):
-                    job.started_at = datetime.now(UTC)
-                elif isinstance(event, Progressed):
-                    self._progressed(event.slot, job, event.point)
-                elif isinstance(event, Finished):
-                    self._finish(event.slot, event.result, event.wall_seconds)
-                elif isinstance(event, TimedOut):
-                    message = f"killed after {event.limit_seconds:.0f} s of wall time"
-                    self._finish(event.slot, _partial(job, Outcome.TIMED_OUT, message), event.wall_seconds)
-                else:
-                    self._lost(event)
+                self._take_in(event)
+
+    def _take_in(self, event: RunEvent) -> None:
+        """See to what happened to a run."""
+        job = self._running[event.slot]
+        if isinstance(event, Started):
+            job.started_at = datetime.now(UTC)
+        elif isinstance(event, Progressed):
+            job.points.append(event.point)
+            self.reporter.point(job.key, event.point)
+        elif isinstance(event, Asked):
+            self._executor.judge(event.slot, goes_on=self._goes_on(job, job.points[-1]))
+        elif isinstance(event, Finished):
+            self._finish(event.slot, event.result, event.wall_seconds)
+        elif isinstance(event, TimedOut):
+            self._finish(event.slot, _partial(job, Outcome.TIMED_OUT, event.reason), event.wall_seconds)
+        else:
+            self._lost(event)
 
     def _tell_of_waiting(self) -> None:
         """Say once whom a device is shared with."""
@@ -243,7 +253,9 @@ class Session(ABC):
         if self.config.micro_batch is not None:
             spec = replace(spec, micro_batch=self._micro_batch(slot, job.plan, spec))
         self.reporter.run_started(job.key, self.devices[slot])
-        self._executor.submit(slot, spec, limit_seconds=self._limit_seconds(job))
+        self._executor.submit(
+            slot, spec, limit_seconds=self._limit_seconds(job), silence_seconds=self._silence_seconds(job)
+        )
 
     def _spec(self, job: Job, device: str) -> RunSpec:
         plan, config = job.plan, self.config
@@ -295,17 +307,18 @@ class Session(ABC):
         return json.dumps({**what, "host": socket.gethostname(), "device": device}, sort_keys=True)
 
     def _limit_seconds(self, job: Job) -> float | None:
-        """Wall seconds after which a run counts as hung; none for a budget in updates unless the study file says."""
-        if self.config.run_timeout is not None:
-            return self.config.run_timeout * job.budget_factor
-        seconds = self.config.budget.seconds
-        return None if seconds is None else _LIMIT_FACTOR * seconds * job.budget_factor + _LIMIT_MARGIN_SECONDS
+        """Wall seconds that a run may take, evaluations included; none unless the study file says."""
+        return None if self.config.run_timeout is None else self.config.run_timeout * job.budget_factor
 
-    def _progressed(self, slot: int, job: Job, point: CurvePoint) -> None:
-        job.points.append(point)
-        self.reporter.point(job.key, point)
-        if job.is_judged and point.update > 0:
-            self._executor.judge(slot, goes_on=self._goes_on(job, point))
+    def _silence_seconds(self, job: Job) -> float | None:
+        """Seconds without a word from it after which a run counts as hung, where the study file says nothing.
+
+        It has no part in how long evaluations take in all; none for a budget in updates.
+        """
+        seconds = self.config.budget.seconds
+        if self.config.run_timeout is not None or seconds is None:
+            return None
+        return _SILENT_BUDGETS * seconds * job.budget_factor + _SILENCE_MARGIN_SECONDS
 
     def _lost(self, event: Lost) -> None:
         """A worker died: the run is made again a few times, then recorded as crashed."""
@@ -360,7 +373,9 @@ class Session(ABC):
         self._queue.extendleft(reversed(self._done(job, result)))
 
     def _count_crash(self, job: Job, result: RunResult) -> None:
-        signature = (job.plan.study, result.message.strip().splitlines()[-1] if result.message.strip() else "")
+        # Sizes and addresses differ from one configuration to the next.
+        last_line = result.message.strip().splitlines()[-1] if result.message.strip() else ""
+        signature = (job.plan.study, _NUMBER.sub("#", last_line))
         self._crashes[signature] += 1
         if self._crashes[signature] >= _MAX_IDENTICAL_CRASHES:
             self.crash = (
@@ -380,7 +395,7 @@ class Session(ABC):
             host=socket.gethostname(),
             devices=self.devices,
             versions=versions,
-            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            command=shlex.join([Path(sys.argv[0]).name, *map(without_password, sys.argv[1:])]),
             ledger=self.ledger.to_dict(),
         )
 

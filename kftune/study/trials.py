@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -45,7 +44,7 @@ class OpenTrial:
         number: from 0.
         params: resolved hyperparameters.
         results: of its runs so far, by repeat.
-        n_superseded: how many of its runs are superseded, by repeat.
+        superseded: attempts at its runs that are superseded, by repeat.
         is_hopeless: whether its first run is; None before that is known.
     """
 
@@ -53,7 +52,7 @@ class OpenTrial:
     number: int
     params: dict[str, Value]
     results: dict[int, RunResult] = field(default_factory=dict)
-    n_superseded: dict[int, int] = field(default_factory=dict)
+    superseded: dict[int, list[int]] = field(default_factory=dict)
     is_hopeless: bool | None = None
 
 
@@ -84,7 +83,7 @@ class Trials:
         self._first_values: dict[str, dict[int, float]] = {plan.study: {} for plan in plans}
         self._next_numbers = {plan.study: 0 for plan in plans}
         self._stored: dict[str, dict[int, dict[int, RunResult]]] = {}
-        self._superseded: dict[str, dict[int, Counter[int]]] = {}
+        self._superseded: dict[str, dict[int, dict[int, list[int]]]] = {}
         self.n_begun = 0
         self.first_run_decides = config.racing is not None or config.pruner is not None
         self.n_trials = {plan.study: self._n_trials(plan) for plan in plans}
@@ -109,12 +108,13 @@ class Trials:
             return []  # it is not registered yet
         return storage.get_all_trials(study_id, deepcopy=False)
 
+    def finished_numbers(self, study: str) -> set[int]:
+        """Numbers of a study's finished trials, as stored."""
+        return {trial.number for trial in self._repository.trials(study) if trial.state in _FINISHED}
+
     def n_finished(self) -> dict[str, int]:
         """Finished trials by study, as stored."""
-        return {
-            plan.study: sum(trial.state in _FINISHED for trial in self._repository.trials(plan.study))
-            for plan in self._plans
-        }
+        return {plan.study: len(self.finished_numbers(plan.study)) for plan in self._plans}
 
     def finished(self) -> bool:
         """Whether every study has all its trials."""
@@ -124,7 +124,7 @@ class Trials:
         """Take in what earlier sessions stored; once, when the studies are registered."""
         self.n_begun = sum(self.n_finished().values())
         self._stored = {plan.study: self._stored_runs(plan) for plan in self._plans}
-        self._superseded = {plan.study: self._n_superseded(plan) for plan in self._plans}
+        self._superseded = {plan.study: self._superseded_attempts(plan) for plan in self._plans}
 
     def n_expected(self, study: str) -> int:
         """Trials that a study will have had, as far as is known; more than planned where a grid grew too soon."""
@@ -146,7 +146,7 @@ class Trials:
             trial = self._open(plan, number)
             if trial is not None:
                 trial.results |= self._stored[plan.study].get(number, {})
-                trial.n_superseded |= self._superseded[plan.study].get(number, {})
+                trial.superseded |= self._superseded[plan.study].get(number, {})
                 self.n_begun += 1
                 return trial
 
@@ -156,15 +156,15 @@ class Trials:
         for record in self._repository.runs(plan.study):
             by_trial.setdefault(record.trial, {})[record.repeat] = record.result
             self.remember_untrained(plan, record.repeat, record.result)
-        for number in (trial.number for trial in self._repository.trials(plan.study) if trial.state in _FINISHED):
+        for number in sorted(self.finished_numbers(plan.study)):
             self._remember_first(plan, number, by_trial.get(number, {}))
         return by_trial
 
-    def _n_superseded(self, plan: StudyPlan) -> dict[int, Counter[int]]:
-        """Superseded runs of earlier sessions: trial → repeat → how many."""
-        by_trial: dict[int, Counter[int]] = {}
+    def _superseded_attempts(self, plan: StudyPlan) -> dict[int, dict[int, list[int]]]:
+        """Superseded runs of earlier sessions: trial → repeat → which attempts they were."""
+        by_trial: dict[int, dict[int, list[int]]] = {}
         for record in self._repository.runs(plan.study, curves=False, superseded=True):
-            by_trial.setdefault(record.trial, Counter())[record.repeat] += 1
+            by_trial.setdefault(record.trial, {}).setdefault(record.repeat, []).append(record.attempt)
         return by_trial
 
     def missing_repeats(self, trial: OpenTrial) -> list[int]:

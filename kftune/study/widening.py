@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial
 
 from kftune.errors import UsageError
 from kftune.space import Float, Int
@@ -19,6 +21,7 @@ from kftune.study.samplers._coordinates import distributions
 __all__ = ["WIDE_SUFFIX", "take_over", "widened"]
 
 WIDE_SUFFIX = "-wide"
+_GIVEN = "fixed_params"  # where Optuna keeps what was enqueued
 
 Boxes = Mapping[tuple[str, str], tuple[float, float]]
 """(optimizer's label, dimension) → the range to search instead."""
@@ -26,6 +29,8 @@ Boxes = Mapping[tuple[str, str], tuple[float, float]]
 
 def widened(config: StudyConfig, boxes: Boxes) -> StudyConfig:
     """The study file with wider boxes, under a name of its own, with as many trials again.
+
+    A limit on trials is doubled too, as the trials that are taken over count; one on hours is of the new sessions.
 
     Args:
         config: the study file.
@@ -43,6 +48,8 @@ def widened(config: StudyConfig, boxes: Boxes) -> StudyConfig:
         own = next(plan.space.dimensions[name] for plan in plans if plan.optimizer == label)
         item["space"] = {**item["space"], name: {**item["space"].get(name, {}), **_range(own, low, high)}}
     changed = {"name": f"{config.name}{WIDE_SUFFIX}", "optimizers": optimizers, "trials": 2 * config.trials}
+    if config.limit.trials is not None:
+        changed["limit"] = {**data["limit"], "trials": 2 * config.limit.trials}
     return config_from_dict(data | changed, f"{config.name}{WIDE_SUFFIX}")
 
 
@@ -58,7 +65,7 @@ def _range(own: Any, low: float, high: float) -> dict[str, Any]:
 def take_over(old: StudyConfig, new: StudyConfig, *, repository: Repository, say: Callable[[str], None]) -> None:
     """Register the new studies and begin each with the settled trials of its old one, with their runs.
 
-    Goes on where it was cut off. All trials fit: no box became narrower.
+    Goes on where it was cut off.
 
     Args:
         old: the study file whose trials are taken.
@@ -87,7 +94,8 @@ def _take_over(before: StudyPlan, after: StudyPlan, repository: Repository) -> i
     source = optuna.load_study(study_name=before.study, storage=storage)
     target = optuna.load_study(study_name=after.study, storage=storage)
     settled = [trial for trial in source.get_trials(deepcopy=False) if trial.state.is_finished()]
-    allowed = distributions(after.space)
+    # As trials of the new study are asked for: a sampler may see only dimensions that are the same in all trials.
+    asked = distributions(after.widest or after.space)
     runs = repository.runs(before.study)
     n_there = len(target.get_trials(deepcopy=False))
     done = {(run.trial, run.repeat) for run in repository.runs(after.study, curves=False)}
@@ -105,9 +113,18 @@ def _take_over(before: StudyPlan, after: StudyPlan, repository: Repository) -> i
                 state=trial.state,
                 value=trial.value,
                 params=trial.params,
-                distributions={name: allowed[name] for name in trial.params},
+                distributions={name: _holding(asked, name, trial) for name in trial.params},
                 intermediate_values=trial.intermediate_values,
+                # That a configuration was given, and not proposed.
+                system_attrs={name: trial.system_attrs[name] for name in (_GIVEN,) if name in trial.system_attrs},
                 user_attrs={"kftune:source": f"{before.study}, trial {trial.number}"},
             )
         )
     return len(settled)
+
+
+def _holding(asked: Mapping[str, BaseDistribution], name: str, trial: FrozenTrial) -> BaseDistribution:
+    """What a new trial would be asked for; the trial's own distribution where that does not reach as far as it did."""
+    found = asked[name]
+    inside = found._contains(found.to_internal_repr(trial.params[name]))
+    return found if inside else trial.distributions[name]

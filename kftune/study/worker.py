@@ -1,8 +1,9 @@
 """The worker process: trains the runs it is sent, one after another, and streams their curves back.
 
 Started as ``python -m kftune.study.worker FD``; ``FD`` is its end of a socket pair. It reads pickled
-:class:`~kftune.training.results.RunSpec` objects and answers with :class:`Ready`, :class:`Point` and :class:`Done`.
-A run that is judged waits after every point but the first for a :class:`Verdict`, with the training clock stopped.
+:class:`~kftune.training.results.RunSpec` objects and answers with :class:`Ready`, :class:`Point`, :class:`Question` and
+:class:`Done`. A run that is judged asks after every point but the first and the last whether it may go on, and waits
+for the :class:`Verdict` with the training clock stopped.
 It ends when the other end closes, also in the middle of a run: a runner that dies leaves no worker behind.
 """
 
@@ -20,7 +21,7 @@ from multiprocessing.connection import Connection
 
 from kftune.training.results import CurvePoint, RunResult, RunSpec
 
-__all__ = ["Done", "Point", "Ready", "Verdict", "main"]
+__all__ = ["Done", "Point", "Question", "Ready", "Verdict", "main"]
 
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
@@ -38,6 +39,11 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Question:
+    """The run in progress waits to be told whether it may go on after the point it has just sent."""
+
+
+@dataclass(frozen=True)
 class Done:
     """The run has ended."""
 
@@ -46,7 +52,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Verdict:
-    """To the worker: whether the run in progress may go on after the point it has just sent."""
+    """To the worker: the answer to its :class:`Question`."""
 
     goes_on: bool
 
@@ -63,20 +69,22 @@ def main() -> None:
 
     from kftune.optim import OPTIMIZERS
     from kftune.problems import PROBLEMS
-    from kftune.training.trainer import PrunedError, train
+    from kftune.training.trainer import train
+
+    def report(point: CurvePoint) -> None:
+        connection.send(Point(point))
+
+    def ask(point: CurvePoint) -> bool:
+        connection.send(Question())
+        return verdicts.get().goes_on
 
     OPTIMIZERS.names(), PROBLEMS.names()  # imports every plug-in before the first run's set-up is timed
     connection.send(Ready())
     while True:
         spec = inbox.get()
         torch.set_num_threads(spec.threads)
-
-        def report(point: CurvePoint, spec: RunSpec = spec) -> None:
-            connection.send(Point(point))
-            if spec.is_judged and point.update > 0 and not verdicts.get().goes_on:
-                raise PrunedError(f"it had fallen behind after {point.train_seconds:.3g} s, {point.update} updates")
-
-        connection.send(Done(train(spec, on_point=report)))
+        result = train(spec, report, goes_on=ask) if spec.is_judged else train(spec, report)
+        connection.send(Done(result))
         # What is alive now are modules: the collections after later runs need not look at them (0.2 s each).
         gc.freeze()
 

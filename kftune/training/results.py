@@ -64,7 +64,7 @@ class RunSpec:
         train_examples: size of the fixed training subset on which the train loss is measured.
         micro_batch: most examples in one forward pass, whatever ``params`` says; larger batches are accumulated.
         memory_share: how much of the memory that is available it may take; None for all.
-        is_judged: whether to wait after each evaluation but the first for a verdict whether to go on.
+        is_judged: whether to wait after each evaluation but the first and the last for a verdict whether to go on.
     """
 
     problem: str

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from kftune._targets import importable_from
 from kftune.errors import CurvatureError, DivergenceError
 from kftune.optim import OPTIMIZERS, ModelOptimizer
-from kftune.problems import PROBLEMS, Problem, Split
+from kftune.problems import Problem, Split, problem_loader
 from kftune.training._host import device_name, peak_memory_bytes, reset_peak_memory
 from kftune.training.batches import BatchSizes, ShuffledIndices
 from kftune.training.calibration import SpeedGauge
@@ -39,27 +39,33 @@ _RECENT_STEPS = 15  # whose median predicts the next step
 
 
 class PrunedError(Exception):
-    """Raised by ``on_point`` to end a run that has fallen behind others; its message is the result's."""
+    """The run was told not to go on; its message is the result's."""
 
 
-def train(spec: RunSpec, on_point: Callable[[CurvePoint], None] = lambda point: None) -> RunResult:
+def train(
+    spec: RunSpec,
+    on_point: Callable[[CurvePoint], None] = lambda point: None,
+    *,
+    goes_on: Callable[[CurvePoint], bool] = lambda point: True,
+) -> RunResult:
     """Train one run to the end of its budget.
 
     Args:
         spec: what to train.
         on_point: called with every point of the curve as soon as it is measured.
+        goes_on: asked after an evaluation whether the run may go on, where it would otherwise: never at its last point.
 
     Returns:
         The result; whatever the configuration or the user's own code did wrong is its outcome, not an exception.
     """
     try:
-        return _train(spec, on_point)
+        return _train(Training(spec, on_point, goes_on=goes_on))
     finally:
         release_memory()  # others may have their turn on the device now
 
 
-def _train(spec: RunSpec, on_point: Callable[[CurvePoint], None]) -> RunResult:
-    training = Training(spec, on_point)
+def _train(training: Training) -> RunResult:
+    spec = training.spec
     try:
         with importable_from(spec.module_dir), limited_memory(training.device, share=spec.memory_share):
             training.set_up()
@@ -83,7 +89,13 @@ class Training:
     model: nn.Module
     optimizer: ModelOptimizer
 
-    def __init__(self, spec: RunSpec, on_point: Callable[[CurvePoint], None]) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        on_point: Callable[[CurvePoint], None],
+        *,
+        goes_on: Callable[[CurvePoint], bool] = lambda point: True,
+    ) -> None:
         if (spec.budget_seconds is None) == (spec.budget_updates is None):
             raise ValueError("exactly one of budget_seconds and budget_updates must be given")
         self.spec = spec
@@ -93,6 +105,7 @@ class Training:
         self.updates = 0
         self.examples = 0
         self._on_point = on_point
+        self._goes_on = goes_on
         self._wall = dict.fromkeys(("setup", "warmup", "evaluation"), 0.0)
         self._overshoot_seconds = 0.0
         self._gauge: SpeedGauge | None = None
@@ -105,8 +118,8 @@ class Training:
         reset_peak_memory(self.device)
         with self._outside_the_clock("setup"):
             dtype = {"float32": torch.float32, "float64": torch.float64}[spec.dtype]
-            entry = PROBLEMS.get(spec.problem)
-            self.problem = entry.load(
+            load = problem_loader(spec.problem)
+            self.problem = load(
                 device=self.device, dtype=dtype, data_dir=Path(spec.data_dir), **dict(spec.problem_args)
             )
             torch.manual_seed(self._seeds["init"])
@@ -152,6 +165,7 @@ class Training:
         Raises:
             DivergenceError: a loss or gradient is not finite, or the test loss is not.
             CurvatureError: a factor could not be inverted.
+            PrunedError: it was told not to go on.
         """
         self.optimizer.phases = self.clock
         self.model.train()
@@ -172,11 +186,19 @@ class Training:
                     due.popleft()
                 self.evaluate()
                 self._measure_speed(now)
+                if self._may_start(now, recent):  # a run that has used its budget is complete, however good it is
+                    self._ask_to_go_on()
         if self.spec.budget_seconds is not None:
             self._overshoot_seconds = max(0.0, before - self.spec.budget_seconds)
         if self.curve[-1].update != self.updates:
             self.evaluate()
         self._measure_speed(before, always=True)
+
+    def _ask_to_go_on(self) -> None:
+        point = self.curve[-1]
+        with self._outside_the_clock("evaluation"):
+            if not self._goes_on(point):
+                raise PrunedError(f"it had fallen behind after {point.train_seconds:.3g} s, {point.update} updates")
 
     def _measure_speed(self, train_seconds: float, *, always: bool = False) -> None:
         """Add to the calibration; unless ``always``, if that costs little."""

@@ -124,3 +124,19 @@ def test_a_box_that_is_wide_enough_is_seldom_flagged() -> None:
         trials = [trial(i, [float(i)] * 2, params={"lr": float(10 ** rng.uniform(-4, 0))}) for i in range(30)]
         flagged += bool(hugged_edges(study(trials)))
     assert flagged / 250 < 0.035
+
+
+@pytest.mark.parametrize("n_values", [5, 9])
+def test_of_a_grid_a_value_at_the_edge_is_one_of_few(n_values: int) -> None:
+    """Two of the best three at one edge: 1 in 140 in a continuous box, 1 in 10 (of 5 values) or 30 (of 9) in a grid."""
+    values = np.geomspace(1e-4, 1.0, n_values).tolist()
+    lrs = [values[-1], values[-1], *values[:-1] * 4][:30]
+    trials = [trial(i, [float(i)] * 2, params={"lr": lr}) for i, lr in enumerate(lrs)]
+    assert hugged_edges(study(trials, config={"sampler": {"name": "grid"}})) == []
+    assert only(hugged_edges(study(trials, config={"sampler": {"name": "random"}}))).edge == "high"
+
+
+def test_a_grid_whose_best_all_lie_at_an_edge_is_provisional() -> None:
+    values = np.geomspace(1e-4, 1.0, 9).tolist()
+    trials = [trial(i, [float(i)] * 2, params={"lr": lr}) for i, lr in enumerate([1.0] * 3 + values[:-1] * 3)]
+    assert only(hugged_edges(study(trials, config={"sampler": {"name": "grid"}}))).wider == (1e-4, 10.0)

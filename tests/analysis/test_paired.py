@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kftune.analysis._intervals import holm, mean_interval, paired_t
+from kftune.analysis._intervals import grid_step, holm, mean_interval, paired_t
 from kftune.analysis.paired import compare_pairs, paired_bootstrap, paired_difference
 from tests.analysis.memory import file, study, trial
 
@@ -90,7 +90,62 @@ def test_one_seed_says_nothing(differences: list[float]) -> None:
 
 def test_differences_without_noise() -> None:
     assert paired_t([0.0, 0.0, 0.0]) == (0.0, (0.0, 0.0), 1.0)
-    assert paired_t([-0.5, -0.5]) == paired_bootstrap([-0.5, -0.5]) == (-0.5, (-0.5, -0.5), 0.0)
+    assert paired_t([-0.5] * 3) == paired_bootstrap([-0.5] * 3) == (-0.5, (-0.5, -0.5), 0.0)
+    # Two that happen to be equal do not show that there is none, nor do two that differ by floating point only.
+    assert paired_t([-0.5, -0.5]) is paired_bootstrap([-0.5, -0.5]) is mean_interval([0.3, 0.1 + 0.2]) is None
+
+
+def test_equal_differences_on_a_grid_are_as_uncertain_as_rounding() -> None:
+    found = paired_t([-0.5, -0.5], step=0.1)
+    assert found is not None
+    error = 0.1 / np.sqrt(12) / np.sqrt(2)
+    assert found.p_value == pytest.approx(2 * stats.t.sf(0.5 / error, 1))
+    assert found.interval == pytest.approx(stats.t.interval(0.95, 1, -0.5, error))
+    assert paired_bootstrap([-0.5, -0.5], step=0.1) == found
+    assert mean_interval([0.2, 0.2, 0.2], step=0.01) == pytest.approx(stats.t.interval(0.95, 2, 0.2, 0.01 / 6))
+    # Wherever they differ, the noise is theirs.
+    assert paired_t([-0.5, -0.4, -0.5], step=0.1) == paired_t([-0.5, -0.4, -0.5])
+
+
+def test_a_grid_is_found_through_the_rounding_of_single_precision() -> None:
+    rng = np.random.default_rng(6)
+    for n in (360, 10_000):
+        errors = 1 - (np.float32(1) - rng.binomial(n, 0.03, size=40).astype(np.float32) / np.float32(n))
+        assert grid_step(errors.tolist()) == 1 / n
+        assert grid_step(rng.normal(0.03, 0.01, size=40).tolist()) == 0
+    assert grid_step([0.25, 0.75]) == 0.25
+    assert grid_step([0.25, 0.25]) == grid_step([]) == 0
+
+
+@pytest.mark.parametrize("n_seeds", [2, 3, 5])
+def test_equal_test_errors_of_few_examples_are_told_apart_in_5_percent_of_comparisons(n_seeds: int) -> None:
+    rng = np.random.default_rng(n_seeds)
+    rejected = 0
+    for one, other in rng.binomial(360, 0.03, size=(4000, 2, n_seeds)) / 360:
+        test = paired_difference(dict(enumerate(one)), dict(enumerate(other)), step=1 / 360)
+        assert test is not None
+        rejected += test.p_value < 0.05
+    assert 0.03 <= rejected / 4000 <= 0.07
+
+
+def test_of_five_equal_optimizers_none_is_better_by_two_seeds_of_test_errors() -> None:
+    rng = np.random.default_rng(7)
+    wrong = 0
+    for errors in rng.binomial(360, 0.03, size=(100, 5, 5)) / 360:
+        made = file(
+            *(
+                study(
+                    [trial(i, [v]) for i, v in enumerate(its[2:].tolist())],
+                    optimizer=name,
+                    confirmed={0: its[:2].tolist()},
+                )
+                for name, its in zip("abcde", errors, strict=True)
+            )
+        )
+        pairs = compare_pairs(made)
+        assert len(pairs) == 10
+        wrong += any(pair.is_different for pair in pairs)
+    assert wrong <= 7  # of 100; taken as without noise, equal differences made it 43
 
 
 def test_holm_by_hand() -> None:

@@ -152,3 +152,25 @@ def test_analysis_and_dashboard_need_no_torch() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "random"),
+    [
+        ({"name": "gpyopt"}, [False, True, False, False]),
+        ("tpe", [False, True, False, False]),
+        ({"target": "mine:Sampler", "args": {}}, [False, True, False, False]),
+        ({"name": "random"}, [False, True, True, True]),
+        ({"name": "qmc", "sequence": "sobol"}, [False] * 4),
+        ({"name": "grid"}, [False] * 4),
+    ],
+)
+def test_which_trials_are_drawn_at_random_is_the_samplers(
+    repository: Repository, sampler: object, random: list[bool]
+) -> None:
+    repository.register([study_record(config=CONFIG | {"sampler": sampler})])  # two start-up trials
+    optuna.load_study(study_name=KFAC, storage=repository.optuna_storage).enqueue_trial({"lr": 0.5})
+    optuna.load_study(study_name=KFAC, storage=repository.optuna_storage).ask()
+    for number in range(1, 4):
+        add_trial(repository, KFAC, number, [result(0.5)], value=0.5)
+    assert [trial.is_startup for trial in only(repository).studies[0].trials] == random

@@ -8,9 +8,10 @@ import pytest
 from kftune.analysis.results import load_results
 from kftune.analysis.status import FileStatus, file_statuses
 from kftune.storage.repository import Repository
+from kftune.training.results import Outcome
 from tests.analysis.builders import add_trial, result
-from tests.analysis.conftest import KFAC
-from tests.storage.builders import STARTED_AT, session_record
+from tests.analysis.conftest import CONFIG, KFAC
+from tests.storage.builders import STARTED_AT, run_record, session_record, study_record
 
 
 def status_of(repository: Repository) -> FileStatus:
@@ -74,3 +75,34 @@ def test_it_is_plain_data_for_json(filled: Repository) -> None:
     assert plain["studies"][0]["outcomes"]["diverged"] == 1
     assert plain["studies"][0]["is_complete"] is False
     assert plain["ledger"]["overhead_share"] is None
+
+
+def test_runs_of_another_files_sessions_are_that_files_seconds(repository: Repository) -> None:
+    """As after ``resume --widen``: the trials begin the new file's study, the sessions stay the old one's."""
+    repository.register([study_record("demo-wide", config=CONFIG | {"name": "demo-wide"})])
+    add_trial(repository, KFAC, 0, [result(0.5)], value=0.5)
+    add_trial(repository, "demo-wide/digits/kfac", 0, [result(0.5)], value=0.5)
+    repository.add_run(run_record(1, 0, 7, study="demo-wide/digits/kfac", superseded=True), session_ledger={})
+    second = repository.begin_session(session_record("demo-wide"))
+    add_trial(repository, "demo-wide/digits/kfac", 1, [result(0.4)], value=0.4, session_id=second)
+    repository.save_session(second, ledger={"wall": 2.0, "slots": 1.0, "busy": 0.8})
+    old, new = file_statuses(load_results(repository, curves=False))
+    one = result(0.5)
+    assert old.ledger.train_seconds == new.ledger.train_seconds == one.train_seconds
+    assert new.ledger.lost_seconds == 0
+    in_run = one.train_seconds + one.evaluation_seconds + one.setup_seconds + one.warmup_seconds
+    assert new.ledger.overhead_seconds == pytest.approx(2.0 - in_run)
+    assert [study.n_runs for study in new.studies] == [2]  # it begins with what the old one found
+
+
+@pytest.mark.parametrize("outcome", [Outcome.TIMED_OUT, Outcome.CRASHED, Outcome.OUT_OF_MEMORY])
+def test_what_a_run_that_was_cut_off_took_beyond_its_last_point_is_lost(
+    repository: Repository, outcome: Outcome
+) -> None:
+    known = {"train_seconds": 1.0, "evaluation_seconds": 0.2, "setup_seconds": 0.3, "warmup_seconds": 0.1}
+    record = run_record(1, 0, 0, study=KFAC, wall_seconds=60.0, result=result(0.5, outcome=outcome, **known))
+    repository.add_run(record, session_ledger={"wall": 61.0, "slots": 1.0, "busy": 60.0})
+    add_trial(repository, KFAC, 0, [], value=None)
+    ledger = status_of(repository).ledger
+    assert ledger.lost_seconds == pytest.approx(60.0 - 1.6)
+    assert ledger.overhead_seconds == pytest.approx(1.0)

@@ -48,10 +48,36 @@ def test_confirming_runs_are_used_where_there_are_any() -> None:
     assert (entry.is_confirmed, entry.final, entry.time) == (True, 1.5, 2.0)
 
 
-def entry(problem: str, optimizer: str, time: float) -> TimeToTarget:
+def test_flattered_losses_of_the_search_set_no_target_where_others_are_confirmed() -> None:
+    confirmed = study([trial(0, [1.0, 1.0])], confirmed={0: [3.0, 3.0, 3.0]})
+    lucky = study([trial(0, [2.0, 2.0])], optimizer="sgd")
+    luckier = study([trial(0, [9.0, 9.0])], optimizer="adamw")
+    kfac, sgd, _ = found = times_to_target(file(confirmed, lucky, luckier))
+    assert {entry.target for entry in found} == {3.0}
+    assert (kfac.time, math.isnan(sgd.time), math.isnan(sgd.final)) == (2.0, True, True)
+    (profile,) = performance_profiles(found)  # nobody is said not to solve what is not known
+    assert profile.optimizer == "kfac"
+    assert [entry.time for entry in times_to_target(file(confirmed, lucky), targets=3.0)] == [2.0, 2.0]
+
+
+def test_at_another_budget_only_its_own_confirming_runs_count() -> None:
+    longer = [
+        run(None, repeat=r, purpose="confirm", budget_factor=3.0, study="demo/digits/kfac", outcome=Outcome.COMPLETED,
+            curve=[(2.0, 4.0), (5.0, 1.0)])
+        for r in range(2)
+    ]  # fmt: skip
+    both = study([trial(0, [1.0, 1.0])], confirmed={0: [2.0, 2.0]}, confirmations=tuple(longer))
+    once = study([trial(0, [1.0, 1.0])], optimizer="sgd", confirmed={0: [2.0, 2.0]})
+    kfac, sgd = times_to_target(file(both, once), targets=2.0, budget_factor=3)
+    assert (kfac.budget_factor, kfac.time, kfac.is_confirmed) == (3, 5.0, True)
+    assert (math.isnan(sgd.time), sgd.is_confirmed) == (True, False)
+    assert times_to_target(file(once), budget_factor=3) == []
+
+
+def entry(problem: str, optimizer: str, time: float, *, file_name: str = "demo") -> TimeToTarget:
     return TimeToTarget(
-        study="", problem=problem, optimizer=optimizer, trial=0, is_confirmed=True, target=1.0, across="train_seconds",
-        time=time, final=1.0,
+        file_name=file_name, study="", problem=problem, optimizer=optimizer, trial=0, budget_factor=1.0,
+        is_confirmed=True, target=1.0, across="train_seconds", time=time, final=1.0,
     )  # fmt: skip
 
 
@@ -69,6 +95,13 @@ def test_performance_profiles_by_hand() -> None:
     # The integral of the step function over [1, 4], over 3.
     assert kfac.score == pytest.approx((2 / 3 * 2 + 1 * 1) / 3)
     assert sgd.score == pytest.approx((1 / 3 * 1 + 2 / 3 * 2) / 3)
+
+
+def test_problems_of_one_name_in_two_files_are_two() -> None:
+    times = [entry("a", "kfac", 1.0), entry("a", "sgd", 2.0)]
+    times += [entry("a", "kfac", 3.0, file_name="other"), entry("a", "sgd", 1.0, file_name="other")]
+    kfac, sgd = performance_profiles(times)
+    assert (kfac.ratios, sgd.ratios) == ((1.0, 3.0), (1.0, 2.0))
 
 
 def test_who_is_missing_on_a_problem_does_not_solve_it() -> None:

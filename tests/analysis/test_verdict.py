@@ -2,7 +2,8 @@ import json
 
 from kftune.analysis.chosen import chosen_configurations
 from kftune.analysis.verdict import verdicts
-from tests.analysis.memory import file, study, trial
+from kftune.training.results import Outcome
+from tests.analysis.memory import file, run, study, trial
 
 EDGE = {"lr": 1.0}
 
@@ -51,6 +52,46 @@ def test_hugged_edges_and_missing_trials_make_a_row_provisional() -> None:
     (verdict,) = verdicts(file(crowded, done, begun))
     assert {row.optimizer: row.is_provisional for row in verdict.rows} == {"kfac": True, "sgd": False, "adamw": True}
     assert verdict.rows[0].edges[0].wider == (1e-4, 10.0)
+
+
+def test_what_is_better_than_the_confirmed_ones_by_now_makes_a_row_provisional() -> None:
+    trials = [trial(0, [1.0, 1.0]), trial(1, [1.2, 1.2]), trial(2, [0.9, 0.9])]
+    later = study(trials, confirmed={0: [1.5, 1.6], 1: [1.7, 1.8]})
+    done = study(trials, optimizer="sgd", confirmed={0: [2.5, 2.6], 2: [2.7, 2.8]})
+    tied = study([trial(0, [1.0]), trial(1, [1.0])], optimizer="adamw", confirmed={1: [3.0, 3.1]})
+    made = file(later, done, tied)
+    (verdict,) = verdicts(made)
+    assert [(row.optimizer, row.trial, row.better_trial, row.is_provisional) for row in verdict.rows] == [
+        ("kfac", 0, 2, True),
+        ("sgd", 2, None, False),
+        ("adamw", 1, None, False),
+    ]
+    kfac, sgd, _ = chosen_configurations(made)
+    assert (kfac.trial, kfac.better_trial, sgd.better_trial) == (0, 2, None)
+    assert kfac.described.endswith("; trial 2 is better in the search and not confirmed: kftune confirm again")
+    assert "again" not in sgd.described
+
+
+def test_confirming_runs_that_failed_are_told() -> None:
+    diverged = run(5.0, trial=1, purpose="confirm", outcome=Outcome.DIVERGED, study="demo/digits/kfac")
+    trials = [trial(0, [1.0]), trial(1, [1.1])]
+    some = study(trials, confirmed={0: [1.5, None, 1.6]}, confirmations=(diverged,))
+    none = study([trial(0, [0.5])], optimizer="sgd", confirmed={0: [None, None]})
+    (verdict,) = verdicts(file(some, none))
+    kfac, sgd = verdict.rows
+    assert (kfac.n_seeds, kfac.n_uncounted) == (2, 1)
+    assert kfac.confirm_outcomes == {"completed": 2, "crashed": 1, "diverged": 1}
+    assert (sgd.is_confirmed, sgd.n_uncounted, sgd.confirm_outcomes) == (False, 0, {"crashed": 2})
+
+
+def test_at_another_budget_what_is_not_confirmed_there_is_not_ranked() -> None:
+    made = file(study([trial(0, [1.0])], confirmed={0: [1.0, 2.0]}), study([trial(0, [2.0])], optimizer="sgd"))
+    (verdict,) = verdicts(made, budget_factor=3)
+    assert not verdict.is_confirmed
+    assert [(row.optimizer, row.rank, row.confirm_outcomes) for row in verdict.rows] == [
+        ("kfac", None, {}),
+        ("sgd", None, {}),
+    ]
 
 
 def test_problems_are_apart_and_all_is_plain_data() -> None:

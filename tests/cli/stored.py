@@ -28,19 +28,19 @@ CONFIG = {
 }
 
 
-def make(path: Path, *, confirmed: bool = True) -> None:
+def make(path: Path, *, confirmed: bool = True, name: str = "made", objective: str = "test_loss") -> None:
     """Two problems and two optimizers of five trials each; SGD's best learning rates crowd at the upper edge.
 
     On ``digits_mlp`` trial 0 is the best; on ``digits_autoencoder`` the same configuration is trial 4 and the worst.
-    Confirming runs, on the first problem only, are of trial 0.
+    Confirming runs, on the first problem only, are of trial 0. ``name`` is the study file's.
     """
     with Repository.open(f"sqlite:///{path}") as repository:
         records = [
             study_record(
-                "made",
+                name,
                 problem,
                 optimizer,
-                config=CONFIG,
+                config=CONFIG | {"name": name, "objective": objective},
                 n_trials=5,
                 identity={"problem": {"name": problem, "args": {}}, "optimizer": optimizer},
                 space={
@@ -53,12 +53,12 @@ def make(path: Path, *, confirmed: bool = True) -> None:
         ]
         assert set(FIXED) <= set(OPTIMIZERS.names())
         repository.register(records)
-        repository.begin_session(session_record("made"))
+        repository.begin_session(session_record(name))
         for record in records:
             _fill(repository, record.study, record.optimizer, first=record.problem == PROBLEMS[0])
         if confirmed:
             for optimizer, losses in {"sgd": (0.61, 0.72, 0.69), "kfac": (0.31, 0.42, 0.38)}.items():
-                _confirm(repository, f"made/digits_mlp/{optimizer}", optimizer, losses)
+                _confirm(repository, f"{name}/digits_mlp/{optimizer}", optimizer, losses)
 
 
 def _rate(optimizer: str, number: int) -> float:

@@ -6,13 +6,19 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.cells import cell_len
 
+from kftune.storage.repository import Repository
+from kftune.training.results import Outcome, RunResult
+from tests.analysis.builders import add_trial, failed, result
 from tests.cli.conftest import Command
 from tests.cli.stored import make
+from tests.storage.builders import run_record
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +102,79 @@ def test_the_latex_is_latex(kftune: Command, made: Path) -> None:
 def test_without_confirming_runs_of_a_budget_nothing_is_mixed(kftune: Command, made: Path) -> None:
     problems = json.loads(kftune("compare", "--budget-factor", "3", "--json").out)["problems"]
     assert [problem["is_confirmed"] for problem in problems] == [False, False]
+    assert {row["rank"] for problem in problems for row in problem["rows"]} == {None}
+    text = kftune("compare", "--budget-factor", "3", "--target", "0.5").out
+    assert "made, digits_mlp: nothing is confirmed at 3 times the budget\n" in text
+    assert "kftune confirm --budget-factor 3 trains the best again" in " ".join(text.split())
+    assert "confirming" not in text  # the runs of the study's own budget
+    assert r"Nothing is confirmed at 3 times the budget." in kftune("compare", "--budget-factor", "3", "--latex").out
+
+
+def confirm(path: Path, optimizer: str, results: Sequence[RunResult], **other: Any) -> None:
+    """Store confirming runs of trial 0 on ``digits_mlp`` on the seeds after those that :func:`make` stored."""
+    with Repository.open(f"sqlite:///{path}") as repository:
+        first = 3 if other.get("budget_factor", 1) == 1 else 0
+        for repeat, result_ in enumerate(results, start=first):
+            known = {"study": f"made/digits_mlp/{optimizer}", "purpose": "confirm", "result": result_}
+            repository.add_run(run_record(1, 0, repeat, **(known | other)), session_ledger={})
+
+
+def test_failed_confirming_runs_and_seeds_per_row_are_told(kftune: Command, made: Path) -> None:
+    confirm(made, "kfac", [failed(Outcome.CRASHED), failed(Outcome.TIMED_OUT, 1.0)])
+    result = kftune("compare")
+    assert [line for line in result.out.splitlines() if cell_len(line) > 80] == []
+    first = " ".join(result.out.split("made, digits_autoencoder")[0].split())
+    assert "by confirmed test loss (3 to 4 fresh seeds)" in first
+    assert "seeds" in first.split("optimizer")[1].split("1 ")[0]
+    row = json.loads(kftune("compare", "--json").out)["problems"][0]["rows"][1]
+    assert (row["optimizer"], row["n_seeds"], row["n_uncounted"]) == ("kfac", 4, 1)
+    assert row["confirm_outcomes"] == {"completed": 3, "crashed": 1, "timed_out": 1}
+    for part in (" 4 of 5 ", " fresh ", " seeds: 1", " crashed, "):
+        assert part in result.out  # of "fresh seeds: 1 crashed, 1 timed out", in a narrow column
+    latex = kftune("compare", "--latex").out
+    assert r"test loss on 3 to 4 fresh seeds, mean" in latex
+    assert r"Optimizer & Confirmed & Seeds & Tuned & Seconds & Updates & Failed runs \\" in latex
+    assert r"& 4 of 5 & $0.3000$" in latex
+    assert r"& fresh seeds: 1 crashed, 1 timed out \\" in latex
+
+
+def test_a_longer_budget_is_named_wherever_its_runs_are_shown(kftune: Command, made: Path) -> None:
+    for optimizer in ("sgd", "kfac"):
+        confirm(made, optimizer, [result(1.5, 1.0, 0.4), result(1.5, 1.0, 0.41)], budget_factor=3.0)
+    options = ["compare", "--budget-factor", "3"]
+    text = " ".join(kftune(*options, "--target", "0.5").out.split())
+    assert "first at the target, with 3 times the budget" in text
+    assert "digits_mlp kfac 0.5 3 s confirming" in text
+    assert "digits_autoencoder kfac 0.5 – not confirmed" in text
+    assert (
+        r"test loss on 2 fresh seeds with 3 times the budget, mean and 95 \% interval"
+        in kftune(*options, "--latex").out
+    )
+
+
+def test_times_of_several_files_are_told_apart(kftune: Command, made: Path) -> None:
+    make(made.with_name("other.db"), name="other")
+    result = kftune("compare", "made.db", "other.db", "--target", "0.5")
+    assert [line for line in result.out.splitlines() if cell_len(line) > 80] == []
+    times = " ".join(result.out.split()).split("at the target")[1]
+    assert "study problem optimizer" in times
+    assert "made digits_mlp kfac 0.5 2 s confirming" in times
+    assert "other digits_mlp kfac 0.5 2 s confirming" in times
+    plain = json.loads(kftune("compare", "made.db", "other.db", "--target", "0.5", "--json").out)
+    assert [len(profile["ratios"]) for profile in plain["performance_profiles"]] == [4, 4]  # two problems in two files
+
+
+def test_a_better_trial_that_came_after_the_confirmation_is_told(kftune: Command, made: Path) -> None:
+    with Repository.open(f"sqlite:///{made}") as repository:
+        add_trial(repository, "made/digits_mlp/kfac", 5, [result(1.0, 0.2), result(1.0, 0.2)], value=0.2)
+    text = " ".join(kftune("compare").out.split())
+    said = "trial 5 is better in the search and not confirmed: kftune confirm again"
+    assert f"* kfac is provisional: {said}" in text
+    assert "1 kfac * " in text
+    for kind in ("yaml", "python"):
+        exported = kftune("export", "made/digits_mlp/kfac", "--as", kind, "--storage", "made.db").out
+        assert f"# made/digits_mlp/kfac, trial 0: test loss 0.37 on fresh seeds; {said}" in exported
+    assert "its best trial is not confirmed" in kftune("compare", "--latex").out
 
 
 def test_studies_of_several_databases_stand_beside_each_other(kftune: Command, made: Path) -> None:
@@ -134,3 +213,16 @@ def test_torch_is_not_imported(made: Path, command: list[str]) -> None:
     arguments = [sys.executable, "-c", code, *command]
     done = subprocess.run(arguments, cwd=made.parent, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_several_configurations_of_a_study_are_told_apart(kftune: Command, made: Path) -> None:
+    text = " ".join(kftune("transfer", "--top", "2").out.split())  # a long name goes on in the next line
+    assert "optimizer best on rank trial tried on loss" in text
+    assert "kfac digits_mlp 1 0 digits_autoenc 0.7000 0.3000" in text
+    assert "kfac digits_mlp 2 1 digits_autoenc 0.6000 0.3000" in text
+    make(made, name="later")
+    result = kftune("transfer", "--top", "2").out
+    assert [line for line in result.splitlines() if cell_len(line) > 80] == []
+    assert "…" not in result
+    assert "made/digits_ml" in result
+    assert "later/digits_m" in result

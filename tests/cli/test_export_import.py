@@ -176,3 +176,66 @@ def test_what_cannot_be_imported_writes_nothing(
     assert result.err.count("\n") == 1
     assert message in result.err
     assert [path.name for path in workdir.iterdir()] == ["good.csv"]
+
+
+def test_two_study_files_of_one_problem_are_two_parts(kftune: Command, made: Path) -> None:
+    make(made, name="later")
+    documents = list(yaml.safe_load_all(kftune("export").out))
+    assert [[item["name"] for item in document["optimizers"]] for document in documents] == [["sgd", "kfac"]] * 4
+
+
+@pytest.mark.parametrize(
+    ("params", "n_examples", "comment"),
+    [
+        ({"batch_size": 64, "accumulation": 4}, 256, ""),
+        ({"batch_size": 32, "effective_batch_size": 96}, 96, ""),
+        ({"batch_size": 32, "full_batch_at": 500}, 32, "of the first update; batches grow"),
+        ({}, "len(problem.train)", ""),
+    ],
+    ids=str,
+)
+def test_the_program_takes_the_batch_of_an_update(params: dict[str, int], n_examples: object, comment: str) -> None:
+    chosen = ChosenConfiguration(
+        study="s/digits_mlp/sgd", problem="digits_mlp", optimizer="sgd", optimizer_name="sgd",
+        problem_name="digits_mlp", problem_args={}, trial=0, objective="test_loss", tuned=1.0, confirmed=None,
+        params={"lr": 0.1, **params},
+    )  # fmt: skip
+    (line,) = [line for line in as_python(chosen).splitlines() if line.startswith("n_examples = ")]
+    given, _, said = line.removeprefix("n_examples = ").partition("  # ")
+    assert said == comment
+    assert (eval(given, {}, dict(params)) if params else given) == n_examples
+
+
+def test_json_and_tables_exclude_each_other(kftune: Command, made: Path) -> None:
+    for kind in ("csv", "parquet"):
+        result = kftune("export", "--as", kind, "--out", f"x.{kind}", "--json")
+        assert (result.code, result.out, "give one of them" in result.err) == (2, "", True)
+        assert not (made.parent / f"x.{kind}").exists()
+
+
+def test_an_exported_table_comes_back_file_by_file(kftune: Command, made: Path) -> None:
+    make(made, name="other", objective="train_loss")
+    assert kftune("export", "--as", "csv", "--out", "t").code == 0
+    several = kftune("import", "t/runs.csv", "--storage", "new.db")
+    assert several.err == (
+        "error: t/runs.csv holds runs of 2 study files: import them apart, t/runs.csv#made or t/runs.csv#other\n"
+    )
+    assert not (made.parent / "new.db").exists()
+    unknown = kftune("import", "t/runs.csv#othr", "--storage", "new.db")
+    assert "unknown study file 'othr'; did you mean 'other'?" in unknown.err
+    assert "a row for every evaluation" in kftune("import", "t/curves.csv", "--storage", "new.db").err
+    wrong = kftune("import", "t/runs.csv#other", "--storage", "new.db", "--objective", "test_error")
+    assert wrong.err == "error: --objective test_error: its values are of train_loss\n"
+    for name in ("made", "other"):
+        assert kftune("import", f"t/runs.csv#{name}", "--storage", "new.db").code == 0
+    before, after = (json.loads(kftune("best", "--storage", db, "--json").out) for db in ("made.db", "new.db"))
+    shown = [
+        {
+            (study["study"], study["objective"]): [best["run_values"] for best in study["configurations"]]
+            for study in found
+        }
+        for found in (before, after)
+    ]
+    assert len(shown[0]) == 8
+    assert shown[0] == shown[1]
+    assert {objective for _, objective in shown[1]} == {"test_loss", "train_loss"}

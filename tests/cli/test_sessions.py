@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from kftune.cli._session import Sitting
 from kftune.storage.repository import Repository
 from tests.cli.conftest import STUDY, Command, spawn
 
@@ -262,3 +263,16 @@ def _read(descriptor: int) -> bytes:
         return os.read(descriptor, 65536)
     except OSError:  # Linux says so when the other end is closed
         return b""
+
+
+def test_the_command_to_go_on_with_names_no_password(
+    workdir: Path, kftune: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def search(sitting: Sitting, *, dry_run: bool) -> int:
+        print(sitting.again)
+        return 0
+
+    monkeypatch.setattr(Sitting, "search", search)
+    (workdir / "small.yaml").write_text(STUDY)
+    out = kftune("run", "small.yaml", "--storage", "postgresql://me:secret@host/db").out
+    assert out.strip() == "kftune run small.yaml --storage 'postgresql://me:***@host/db'"

@@ -15,7 +15,7 @@ from kftune.dashboard.figures._dimensions import scales
 from kftune.dashboard.figures._style import DARK, optimizer_styles, value_axis
 from kftune.dashboard.figures.across_problems import plot_best_regions
 from kftune.dashboard.figures.anatomy import plot_reading, plot_step_anatomy, readings_there
-from kftune.dashboard.figures.batch_size import common_updates, plot_loss_against_batch
+from kftune.dashboard.figures.batch_size import common_updates, has_accumulation, plot_loss_against_batch
 from kftune.dashboard.figures.budget import slider_data, studies_over_budget
 from kftune.dashboard.figures.catalogue import FIGURES, Request
 from kftune.dashboard.figures.hyperparameters import map_pairs, plot_slices
@@ -24,6 +24,7 @@ from kftune.dashboard.figures.sorted_losses import SYMBOLS, _get_sorted_losses_i
 from kftune.dashboard.trials import trial_tables
 from kftune.storage.repository import Repository
 from kftune.training.results import Outcome
+from tests.analysis import memory
 from tests.analysis.builders import UNTRAINED, add_trial, failed, result
 from tests.analysis.conftest import KFAC
 
@@ -330,3 +331,30 @@ def test_values_are_drawn_by_their_logarithm_if_they_have_one(values: list[float
     axis = value_axis(values)
     assert {key: axis.get(key) for key in expected} == expected
     assert ("range" in axis) == ("range" in expected)
+
+
+def batches(params: dict[str, object], *, examples: int) -> tuple[list[float], list[float], str]:
+    """Places on the two x axes, and the title of the second, of one trial of 100 updates over ``examples`` examples."""
+    made = memory.run(1.0)
+    ran = replace(made, result=replace(made.result, updates=100, examples=examples))
+    one = memory.file(memory.study([memory.trial(0, [1.0], params=params, runs=[ran])]))
+    figures = [plot_loss_against_batch(one, "digits", batch=b) for b in ("batch_size", "effective_batch_size")]
+    first, second = ([float(x) for x in figure.data[0].x] for figure in figures)
+    assert has_accumulation(one, "digits") == (first != second)
+    return first, second, figures[1].layout.xaxis.title.text
+
+
+def test_accumulated_micro_batches_are_one_effective_batch() -> None:
+    title = "effective batch size (examples per update)"
+    accumulated = batches({"batch_size": 64, "accumulation": 4}, examples=25_600)
+    assert accumulated == ([64.0], [256.0], title)
+    assert batches({"batch_size": 64, "effective_batch_size": 256}, examples=25_600) == accumulated
+    assert batches({"batch_size": 64}, examples=6_400) == ([64.0], [64.0], title)
+    assert batches({"effective_batch_size": 256}, examples=25_600) == ([256.0], [256.0], title)
+
+
+def test_a_growing_batch_stands_at_its_mean() -> None:
+    title = "effective batch size (examples per update; the mean where it grows)"
+    growing = {"batch_size": 64, "full_batch_at": 500}
+    assert batches(growing, examples=30_000) == ([300.0], [300.0], title)
+    assert batches(growing | {"accumulation": 2}, examples=30_000) == ([64.0], [300.0], title)

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.request import urlopen
@@ -34,15 +35,15 @@ class Served(NamedTuple):
     database: Path
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
+@contextmanager
+def serving(directory: Path, *options: str) -> Iterator[Served]:
     """``kftune serve`` on a study that is not complete."""
-    database = tmp_path / "running.db"
+    database = directory / "running.db"
     make_database(f"sqlite:///{database}", problems=("digits_mlp",), optimizers=FEW, n_trials=9, n_made=2, n_startup=5)
-    command = [sys.executable, "-m", "kftune", "serve", str(database), "--port", "0", "--json"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "kftune", "serve", str(database), "--port", "0", "--json", *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=tmp_path) as process:
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=directory) as process:
         assert process.stdout is not None
         lines = []
         while (line := process.stdout.readline()).strip() != "}":
@@ -51,6 +52,13 @@ def served(tmp_path: Path) -> Iterator[Served]:
         url = json.loads("".join([*lines, "}"]))["url"]
         yield Served(process, url, int(url.rstrip("/").rpartition(":")[2]), database)
         process.kill()
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    """See :func:`serving`."""
+    with serving(tmp_path) as served:
+        yield served
 
 
 def ask(served: Served, method: str, path: str, **headers: str) -> http.client.HTTPResponse:
@@ -91,10 +99,13 @@ def test_it_answers_get_to_its_own_name_and_nothing_else(served: Served) -> None
     for path in ("/", "/main", "/revision"):
         assert ask(served, "GET", path).status == 200
         assert ask(served, "HEAD", path).status == 200
-    assert ask(served, "GET", "/", Host=f"localhost:{served.port}").status == 200
+    # At the near end of a tunnel (ssh -L 9000:localhost:8017) the name is this machine's, the port another one's.
+    for name in (f"localhost:{served.port}", "localhost:9000", "127.0.0.1:9000", "[::1]:9000", "LocalHost"):
+        assert ask(served, "GET", "/", Host=name).status == 200, name
     for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
         assert ask(served, method, "/").status == 405, method
-    for name in ("evil.example", f"evil.example:{served.port}", "127.0.0.1:1", own + ".evil.example"):
+    foreign = ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "localhost:1:2", "localhost:x")
+    for name in (*foreign, f"evil.example:{served.port}", own + ".evil.example", f"192.0.2.1:{served.port}"):
         assert ask(served, "GET", "/", Host=name).status == 421, name
     for path in ("/../../etc/passwd", "/static/x", "/main/", "/docs", "/console", "/?__debugger__=yes&cmd=resource"):
         assert ask(served, "GET", path).status in (200, 404, 307), path
@@ -106,6 +117,78 @@ def test_it_answers_get_to_its_own_name_and_nothing_else(served: Served) -> None
     assert "unsafe-eval" not in policy
     assert answer.getheader("server") is None
     assert answer.getheader("access-control-allow-origin") is None
+
+
+def test_it_goes_by_the_name_it_was_given(tmp_path: Path) -> None:
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except socket.gaierror:
+        pytest.skip("this machine does not know its own name")
+    with serving(tmp_path, "--host", name) as served:
+        assert served.url == f"http://{name}:{served.port}/"
+        for host in (f"{name}:{served.port}", f"{address}:{served.port}"):
+            connection = http.client.HTTPConnection(address, served.port, timeout=60)
+            connection.request("GET", "/revision", headers={"Host": host})
+            assert connection.getresponse().status == 200, host
+            connection.close()
+
+
+def test_a_refresh_leaves_the_reader_where_they_are(open_page: Open, served: Served) -> None:
+    page = open_page(served.url, width=360).page
+    stands = "document.querySelector('.sorted-losses .plot').layout.xaxis.range.map(Math.round).join()"
+    plot = page.locator(".sorted-losses .plot").first
+    plot.scroll_into_view_if_needed()
+    wait_until(page, "document.querySelector('.sorted-losses .plot').matches('.drawn')")
+    whole = page.evaluate(stands)
+    box = plot.locator(".nsewdrag").first.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=5)
+    page.mouse.up()
+    wait_until(page, f"{stands} !== {whole!r}")
+    zoomed = page.evaluate(stands)
+    table = page.locator(".budget .slider .scroll").first
+    table.scroll_into_view_if_needed()
+    wait_until(page, "((box) => box.scrollWidth > box.clientWidth + 40)(document.querySelector('.budget .scroll'))")
+    table.evaluate("(box) => { box.scrollLeft = 40; }")
+    page.locator(".budget .slider input").first.focus()
+    page.evaluate("window.marked = [...document.querySelectorAll('.sorted-losses, .budget')]")
+    grow(f"sqlite:///{served.database}", optimizers=FEW)
+    wait_until(page, "window.marked.every((part) => !part.isConnected)", seconds=60)
+    assert page.evaluate("document.activeElement.matches('.budget .slider input')")
+    assert page.evaluate("document.querySelector('.budget .scroll').scrollLeft") == 40
+    plot.scroll_into_view_if_needed()
+    wait_until(page, "document.querySelector('.sorted-losses .plot').matches('.drawn')")
+    assert page.evaluate(stands) == zoomed
+    legend = page.locator(".legend").get_by_role("button", name="sgd")
+    legend.click()  # draws it again
+    wait_until(page, "document.querySelector('.sorted-losses .plot').data.some((trace) => trace.visible === false)")
+    assert page.evaluate(stands) == zoomed
+    plot.dblclick()
+    wait_until(page, f"{stands} === {whole!r}")
+
+
+def test_a_part_in_use_waits_until_it_is_let_go(open_page: Open, served: Served) -> None:
+    page = open_page(served.url).page
+    slider = page.locator(".budget .slider input").first
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    assert box is not None
+    page.evaluate("window.marked = document.querySelector('.budget')")
+    page.mouse.move(box["x"] + box["width"] - 5, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=5)
+    grow(f"sqlite:///{served.database}", optimizers=FEW)
+    wait_until(page, "document.querySelector('.state').textContent === '6 of 18 trials'", seconds=60)
+    assert page.evaluate("window.marked.isConnected")
+    page.mouse.move(box["x"] + 5, box["y"] + box["height"] / 2, steps=5)
+    chosen = page.locator(".budget output").first.inner_text()
+    page.mouse.up()
+    wait_until(page, "!window.marked.isConnected", seconds=60)
+    page.locator(".budget .slider").first.scroll_into_view_if_needed()
+    wait_until(page, f"document.querySelector('.budget output').textContent === {chosen!r}")
 
 
 def test_it_changes_nothing_and_ends_with_ctrl_c(served: Served) -> None:
@@ -132,10 +215,11 @@ def test_a_port_in_use_is_one_line() -> None:
 def test_which_addresses_are_this_machine_s_alone() -> None:
     assert [is_local(host) for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost")] == [True] * 4
     assert [is_local(host) for host in ("0.0.0.0", "::", "192.0.2.1", "example.com")] == [False] * 4
-    assert Address("127.0.0.1", 8017).names == {"127.0.0.1:8017", "localhost:8017", "[::1]:8017"}
+    assert Address("192.0.2.1", 8017).names == {"192.0.2.1:8017"}
+    assert Address("Node17", 80).names == {"node17:80", "node17"}
     assert f"{socket.gethostname()}:8017".lower() in Address("0.0.0.0", 8017).names
     assert Address("::1", 80).url == "http://[::1]:80/"
-    assert "localhost" in Address("::1", 80).names
+    assert "[::1]" in Address("::1", 80).names
 
 
 def test_a_revision_changes_with_what_is_stored(tmp_path: Path) -> None:

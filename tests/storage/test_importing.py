@@ -262,3 +262,39 @@ def test_another_program_s_optuna_study_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="'old/imported/imported' that kftune did not make; choose another --name"):
         stored(tmp_path, read_csv_sweep(path))
     assert [study.n_trials for study in optuna.get_all_study_summaries(url)] == [1]
+
+
+def test_what_a_failed_run_reached_is_not_the_untrained_model(tmp_path: Path) -> None:
+    text = """\
+trial,param.lr,value,outcome,train_seconds,updates
+0,0.1,0.3,completed,10,100
+1,0.2,0.5,completed,10,100
+2,0.3,0.05,timed_out,30,70
+3,0.4,0.4,diverged,2,20
+"""
+    file = stored(tmp_path, read_csv_sweep(sweep(tmp_path, text)))
+    (study,) = file.studies
+    assert file.untrained == {}
+    assert [trial.run_values for trial in study.trials] == [(0.3,), (0.5,), (None,), (None,)]
+    assert [trial.trial.value for trial in study.trials] == [0.3, 0.5, None, None]
+    assert [trial.trial.number for trial in study.ranked()] == [0, 1]
+    assert [run.result.outcome for run in study.runs[2:]] == ["timed_out", "diverged"]
+    (point,) = study.runs[2].result.curve
+    assert study.runs[3].result.curve == ()
+    assert (point.update, point.train_seconds, point.test_loss) == (70, 30.0, 0.05)
+
+
+def test_what_no_completed_run_is_worse_than_is_the_untrained_model(tmp_path: Path) -> None:
+    text = "trial,param.lr,value,outcome\n0,0.1,0.3,completed\n1,0.2,2.3,completed\n2,0.3,2.3,diverged\n"
+    file = stored(tmp_path, read_csv_sweep(sweep(tmp_path, text)))
+    assert file.untrained == {("imported", 0): 2.3}
+    assert [trial.trial.value for trial in file.studies[0].trials] == [0.3, 2.3, 2.3]
+
+
+def test_a_column_of_a_sweep_may_be_called_objective_or_file_name(tmp_path: Path) -> None:
+    text = "file_name,objective,lr,loss\na.log,mse,0.1,1.0\nb.log,hinge,0.1,2.0\n"
+    (study,) = read_csv_sweep(sweep(tmp_path, text))
+    assert dict(study.trials[0].params) == {"file_name": "a.log", "objective": "mse"}
+    assert study.objective is None
+    with pytest.raises(UsageError, match="no table of kftune's runs, so it has no study file 'a'"):
+        read_csv_sweep(sweep(tmp_path, text), file_name="a")

@@ -23,6 +23,36 @@ def test_more_trials_are_no_other_study(repository: Repository) -> None:
     assert repository.studies() == [more]
 
 
+def test_a_study_that_left_the_file_gets_the_config_that_was_last_run(repository: Repository) -> None:
+    optimizer = {"optimizer": "sgd", "identity": {**IDENTITY, "optimizer": "sgd"}}
+    now = {"name": "demo", "repeats": 2, "trials": 48, "optimizers": ["sgd"]}
+    of_another_file = study_record(file_name="other")
+    repository.register([of_another_file])
+    repository.register([study_record(**optimizer, config=now, n_trials=48)])
+    first, other, last = repository.studies()
+    assert (first.config, first.n_trials) == (now, 24)  # how many trials it has is its own
+    assert last.config == now
+    assert other == of_another_file
+
+
+def test_a_study_of_the_file_with_other_settings_keeps_its_config(repository: Repository) -> None:
+    identity = {**IDENTITY, "repeats": 5, "optimizer": "sgd"}
+    config = {"name": "demo", "repeats": 5}
+    repository.register([study_record(optimizer="sgd", identity=identity, config=config)])
+    assert [record.config for record in repository.studies()] == [study_record().config, config]
+
+
+def test_checking_refuses_as_registering_does_and_stores_nothing(url: str, repository: Repository) -> None:
+    optuna.create_study(study_name="demo/digits/sgd", storage=repository.optuna_storage).ask()
+    with Repository.open(url, read_only=True) as reading:
+        assert reading.check([study_record(), study_record(optimizer="foof")]) == {study_record().study: study_record()}
+        with pytest.raises(StudyChangedError, match="repeats: 2 → 5"):
+            reading.check([study_record(identity={**IDENTITY, "repeats": 5})])
+        with pytest.raises(StorageError, match="'demo/digits/sgd' with trials that kftune did not make"):
+            reading.check([study_record(optimizer="sgd")])
+    assert repository.studies() == [study_record()]
+
+
 def test_another_identity_is_refused_with_the_difference(repository: Repository) -> None:
     changed = {**IDENTITY, "budget": {"seconds": 2.0, "updates": None}}
     with pytest.raises(StudyChangedError, match=r"budget\.seconds: 1\.0 → 2\.0") as raised:

@@ -111,7 +111,27 @@ def test_an_interrupted_confirmation_goes_on(study: StudyConfig) -> None:
     assert confirm(study).n_runs == 11
 
 
-def test_a_study_without_a_good_trial_is_refused(tmp_path: Path) -> None:
+def test_a_study_without_a_good_trial_is_left_out(tmp_path: Path) -> None:
+    space = {"lr": {"low": 1e19, "high": 1e20, "log": True}}
+    bad = {"name": "sgd", "label": "bad", "space": space}
+    study = config(tmp_path, optimizers=[bad, "adamw"], trials=1, repeats=1)
+    run(study)
+    recorder = Recorder()
+    assert confirm(study, top=1, seeds=1, reporter=recorder).n_runs == 1
+    assert recorder.messages == ["runner/digits_mlp/bad has no trial that ended well, so it is left out"]
+    assert [run.study for run in confirmations(study)] == ["runner/digits_mlp/adamw"]
+    alone = config(tmp_path, name="alone", optimizers=[bad], trials=1, repeats=1)
+    run(alone)
+    with pytest.raises(UsageError, match="no study of alone has a trial that ended well"):
+        confirm(alone)
+
+
+def test_a_budget_that_is_named_twice_is_confirmed_once(study: StudyConfig) -> None:
+    summary = confirm(study, top=1, seeds=1, budget_factors=(1.0, 1.0))
+    assert (summary.outcome, summary.n_runs) == ("complete", 2)
+
+
+def test_a_study_that_is_not_stored_is_refused(tmp_path: Path) -> None:
     study = config(tmp_path)
     with Repository.open(study.storage):
         pass

@@ -250,7 +250,7 @@ def test_a_run_that_is_disturbed_again_is_taken_as_it_is(tmp_path: Path, monkeyp
     with Repository.open(study.storage) as repository:
         last = repository.runs()[-1]
         assert len(repository.runs(superseded=True)) == 1
-        assert MachineSpeed(study, repository=repository).is_off(last.result)
+        assert MachineSpeed(study, repository=repository, threads=1).is_off(last.result)
 
 
 def test_without_reruns_a_disturbed_run_is_only_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +260,7 @@ def test_without_reruns_a_disturbed_run_is_only_flagged(tmp_path: Path, monkeypa
     run(study)
     with Repository.open(study.storage) as repository:
         assert repository.runs(superseded=True) == []
-        speed = MachineSpeed(study, repository=repository)
+        speed = MachineSpeed(study, repository=repository, threads=1)
         assert [speed.is_off(run.result) for run in repository.runs()] == [False, False, False, True]
 
 

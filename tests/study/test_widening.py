@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import optuna
 import pytest
 
 from kftune.errors import UsageError
@@ -48,3 +49,73 @@ def test_without_stored_studies_there_is_nothing_to_widen(tmp_path: Path) -> Non
         pytest.raises(UsageError, match="holds no study 'runner/digits_mlp/sgd', so there is nothing to widen"),
     ):
         take_over(old, widened(old, {("sgd", "lr"): (1e-5, 1.0)}), repository=repository, say=print)
+
+
+def test_a_grid_that_has_left_its_box_is_widened_with_the_trials_outside(tmp_path: Path) -> None:
+    narrow = {
+        "name": "sgd",
+        "space": {
+            "lr": {"low": 1e-3, "high": 3e-3, "log": True},
+            "weight_decay": {"low": 1e-5, "high": 3e-5, "log": True},
+        },
+        "fixed": {"momentum": 0.9, "batch_size": 32},
+    }
+    old = config(tmp_path, sampler={"name": "grid", "points": 2}, trials=40, repeats=1, optimizers=[narrow])
+    run(old)
+    study, wide_study = "runner/digits_mlp/sgd", "runner-wide/digits_mlp/sgd"
+    with Repository.open(old.storage) as repository:
+        grown = repository.trials(study)
+    assert max(float(trial.params["lr"] or 0.0) for trial in grown) > 3e-3
+    new = widened(old, {("sgd", "weight_decay"): (1e-6, 3e-5)})
+    with Repository.open(old.storage) as repository:
+        take_over(old, new, repository=repository, say=lambda text: None)
+        taken = repository.trials(wide_study)
+    assert [(trial.params, trial.value) for trial in taken] == [(trial.params, trial.value) for trial in grown]
+    assert run(new).outcome == "complete"
+    with Repository.open(old.storage) as repository:
+        trials = repository.trials(wide_study)
+    configurations = [tuple(f"{value:.6g}" for value in trial.params.values()) for trial in trials]
+    assert len(trials) > len(grown)
+    assert len(set(configurations)) == len(configurations)
+
+
+def test_a_grown_grids_trial_beyond_the_new_studys_reach_keeps_its_own_box(tmp_path: Path) -> None:
+    grid = {"name": "grid", "points": 2}
+    optimizer = NARROW | {"fixed": {"momentum": 0.9, "batch_size": 32, "weight_decay": 0.0}}
+    old = config(tmp_path, sampler=grid, trials=40, repeats=1, optimizers=[optimizer])
+    run(old)
+    new = widened(old, {("sgd", "lr"): (1e-5, 2e-4)})
+    new = new.model_copy(update={"sampler": config(tmp_path, sampler=grid | {"extend": 0}).sampler})
+    with Repository.open(old.storage) as repository:
+        take_over(old, new, repository=repository, say=lambda text: None)
+        grown = [trial.params["lr"] for trial in repository.trials("runner/digits_mlp/sgd")]
+        assert [trial.params["lr"] for trial in repository.trials("runner-wide/digits_mlp/sgd")] == grown
+    assert max(float(lr or 0.0) for lr in grown) > 2e-4
+    assert run(new).outcome == "complete"
+    with Repository.open(old.storage) as repository:
+        all_of_them = [float(trial.params["lr"] or 0.0) for trial in repository.trials("runner-wide/digits_mlp/sgd")]
+    assert sorted(all_of_them[len(grown) :]) == [1e-5, 3e-5]
+
+
+def test_a_limit_on_trials_grows_with_them(tmp_path: Path) -> None:
+    old = config(tmp_path, optimizers=[NARROW], trials=2, repeats=1, limit={"trials": 2, "hours": 1.0})
+    run(old)
+    new = widened(old, {("sgd", "lr"): (1e-4, 1.0)})
+    assert (new.trials, new.limit.trials, new.limit.hours) == (4, 4, 1.0)
+    with Repository.open(old.storage) as repository:
+        take_over(old, new, repository=repository, say=lambda text: None)
+    summary = run(new)
+    assert (summary.outcome, summary.n_runs) == ("complete", 2)
+
+
+def test_what_was_given_stays_given(tmp_path: Path) -> None:
+    old = config(tmp_path, optimizers=[NARROW], trials=2)
+    run(old)
+    new = widened(old, {("sgd", "lr"): (1e-4, 1.0)})
+    with Repository.open(old.storage) as repository:
+        study = optuna.load_study(study_name="runner/digits_mlp/sgd", storage=repository.optuna_storage)
+        study.enqueue_trial({"lr": 1.5e-4})
+        study.tell(study.ask({"lr": optuna.distributions.FloatDistribution(1e-4, 2e-4, log=True)}), 1.0)
+        take_over(old, new, repository=repository, say=lambda text: None)
+        moved = repository.trials("runner-wide/digits_mlp/sgd")
+    assert [trial.is_enqueued for trial in moved] == [False, False, True]

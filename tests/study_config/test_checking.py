@@ -103,6 +103,14 @@ def errors_of(*overrides: str, **keys: Any) -> list[str]:
             "problems[0].args.bias: must be true or false, got 3",
         ),
         ({"sampler": {"name": "grid", "points": 1}}, "sampler.points: sampler 'grid': points must be a whole number i"),
+        (
+            {"pruner": {"name": "median", "reduction_factor": 4}},
+            "pruner: reduction_factor is for successive_halving and hyperband; median has none",
+        ),
+        (
+            {"pruner": "hyperband", "evaluation": {"points": 1}},
+            "pruner: could stop no run: none is measured after 0.2 of its budget and before its end (ev",
+        ),
         ({"problems": ["digits_autoencoder"], "objective": "test_error"}, "objective: test_error needs an accuracy"),
     ],
 )

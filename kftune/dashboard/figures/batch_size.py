@@ -21,8 +21,8 @@ __all__ = ["Batch", "common_updates", "has_accumulation", "plot_inversion_share"
 
 Batch: TypeAlias = Literal["batch_size", "effective_batch_size"]
 _X_TITLES: Mapping[Batch, str] = {
-    "batch_size": "batch size (examples in a forward pass)",
-    "effective_batch_size": "effective batch size (examples per update)",
+    "batch_size": "batch size (examples in a forward pass{})",
+    "effective_batch_size": "effective batch size (examples per update{})",
 }
 _MOST = 300
 
@@ -45,14 +45,38 @@ def has_accumulation(file: FileResults, problem: str) -> bool:
 
 
 def _batch(trial: TrialResults, which: Batch) -> float | None:
-    """A number of examples; None if it is not stored."""
-    size = trial.params.get(which)
-    if size is None and which == "effective_batch_size":
-        size = trial.params.get("batch_size")
-    if isinstance(size, int | float) and not isinstance(size, bool) and size > 0:
-        return float(size)
-    steps = [run.result.examples / run.result.updates for run in trial.runs if run.result.updates > 0]
-    return fmean(steps) if steps and which == "effective_batch_size" else None
+    """A number of examples; of batches that grow the mean over the updates made; None if it is not known."""
+    names = ("batch_size", "effective_batch_size", "accumulation")
+    batch, effective, accumulation = (_size(trial, name) for name in names)
+    # As kftune.training.batches takes them: of a growing batch the passes grow with it unless both sizes are given.
+    is_pass_given = batch is not None and (effective is not None or accumulation is not None)
+    if effective is None and batch is not None:
+        effective = batch * (accumulation or 1)
+    if effective is None or _grows(trial):
+        effective = _examples_per_update(trial)
+        batch = batch if is_pass_given else effective
+    return batch if which == "batch_size" and batch is not None else effective
+
+
+def _size(trial: TrialResults, name: str) -> float | None:
+    size = trial.params.get(name)
+    if not isinstance(size, int | float) or isinstance(size, bool):
+        return None
+    return float(size) if size > 0 else None
+
+
+def _grows(trial: TrialResults) -> bool:
+    return _size(trial, "full_batch_at") is not None
+
+
+def _examples_per_update(trial: TrialResults) -> float | None:
+    results = [run.result for run in trial.runs if run.result.updates > 0 and run.result.examples > 0]
+    return fmean(result.examples / result.updates for result in results) if results else None
+
+
+def _x_title(file: FileResults, problem: str, batch: Batch) -> str:
+    grow = any(_grows(trial) for study in file.of_problem(problem) for trial in study.ranked())
+    return _X_TITLES[batch].format("; the mean where it grows" if grow else "")
 
 
 def common_updates(file: FileResults, problem: str) -> int:
@@ -89,7 +113,7 @@ def plot_loss_against_batch(
     what = objective_title(file.objective)
     y_title = what if at_updates is None else f"{what} after {at_updates} updates"
     y_axis = value_axis(point.y for _, found in points for point in found) if points else {}
-    return _figure(file, points, titles=(_X_TITLES[batch], y_title), y_axis=y_axis, styles=styles)
+    return _figure(file, points, titles=(_x_title(file, problem, batch), y_title), y_axis=y_axis, styles=styles)
 
 
 def _losses(study: StudyResults, batch: Batch, at_updates: int | None) -> list[_Point]:
@@ -134,7 +158,7 @@ def plot_inversion_share(
         if any(point.y > 0 for point in found):
             points.append((study, [found[i] for i in spread_out(len(found), _MOST)]))
     title = "time spent inverting (%)"
-    titles = (_X_TITLES["effective_batch_size"], title)
+    titles = (_x_title(file, problem, "effective_batch_size"), title)
     return _figure(file, points, titles=titles, y_axis={"type": "linear", "rangemode": "tozero"}, styles=styles)
 
 

@@ -66,8 +66,11 @@ def _marks(row: VerdictRow, style: OptimizerStyle) -> list[go.Scatter]:
         marks.append(_mark(row, style, row.tuned, f"tuned {loss(row.tuned)}", is_open=True))
     if row.is_confirmed:
         text = f"confirmed {loss(row.loss)} on {row.n_seeds} fresh seeds"
+        if row.n_uncounted:
+            text += f" ({row.n_uncounted} more crashed)"
         if row.interval is not None:
             text += f", 95 %: {loss(row.interval[0])} to {loss(row.interval[1])}"
+            # An end below zero has no place on a logarithmic axis; Plotly draws the line out of the figure then.
             bar = go.Scatter(
                 x=list(row.interval),
                 y=[name, name],

@@ -15,6 +15,7 @@ from kftune.dashboard.formatting import clock_time, duration, number, outcome_ti
 from kftune.dashboard.header import make_header
 from kftune.dashboard.panels._subject import Subject
 from kftune.dashboard.parts import Bar, Cell, Missing, Panel, Part, Source, Table, plots
+from kftune.storage.records import Purpose
 from kftune.training.results import Outcome
 
 __all__ = ["health_panel"]
@@ -28,7 +29,7 @@ def health_panel(subject: Subject) -> Panel:
     found = health(file)
     header = make_header(file)
     drift = plot_machine(file, styles=subject.styles)
-    parts: list[Part] = [_outcomes(file, found)]
+    parts: list[Part] = [_outcomes(file, found), *_confirming_outcomes(found)]
     if header.shares:
         parts.append(Bar(header.shares, f"Where the seconds went: {header.ledger_note}"))
     parts.append(
@@ -94,6 +95,25 @@ def _outcomes(file: FileResults, found: Health) -> Table:
     return Table(header, rows, caption="How the runs ended")
 
 
+def _confirming_outcomes(found: Health) -> list[Table]:
+    """None where all completed: then the table of all runs says how many there are."""
+    happened = {outcome for study in found.studies for outcome in study.confirm_outcomes}
+    if happened <= {Outcome.COMPLETED.value}:
+        return []
+    shown = [outcome.value for outcome in Outcome if outcome is Outcome.COMPLETED or outcome.value in happened]
+    header = [Cell("problem", "text"), Cell("optimizer", "text"), *(Cell(outcome_title(name)) for name in shown)]
+    rows = [
+        [
+            Cell(study.problem, "text"),
+            Cell(study.optimizer, "text", optimizer=study.optimizer),
+            *(_count(study.confirm_outcomes.get(name, 0)) for name in shown),
+        ]
+        for study in found.studies
+        if study.confirm_outcomes
+    ]
+    return [Table(header, rows, caption="How the confirming runs ended")]
+
+
 def _count(n: int) -> Cell:
     return Cell(str(n), "number" if n else "none")
 
@@ -144,18 +164,30 @@ def _flagged(readings: Sequence[MachineReading]) -> Table:
 
 def _messages(file: FileResults) -> Table | None:
     """What failed runs said, the most frequent first; the last line of a traceback is what it says."""
-    said: Counter[tuple[str, str, str]] = Counter()
+    said: Counter[tuple[str, Purpose, str, str]] = Counter()
     for study in file.studies:
-        for run in study.runs:
+        for run in (*study.runs, *study.confirmations):
             lines = run.result.message.strip().splitlines()
             if lines:
-                said[(study.record.study, run.result.outcome.value, lines[-1][:_MESSAGE_LENGTH])] += 1
+                said[(study.record.study, run.purpose, run.result.outcome.value, lines[-1][:_MESSAGE_LENGTH])] += 1
     if not said:
         return None
-    header = [Cell("study", "text"), Cell("outcome", "text"), Cell("runs"), Cell("message", "text")]
+    header = [
+        Cell("study", "text"),
+        Cell("purpose", "text"),
+        Cell("outcome", "text"),
+        Cell("runs"),
+        Cell("message", "text"),
+    ]
     rows = [
-        [Cell(study, "text"), Cell(outcome_title(outcome), "text"), Cell(str(n)), Cell(line, "text wrap")]
-        for (study, outcome, line), n in said.most_common(_MOST_MESSAGES)
+        [
+            Cell(study, "text"),
+            Cell(purpose, "text"),
+            Cell(outcome_title(outcome), "text"),
+            Cell(str(n)),
+            Cell(line, "text wrap"),
+        ]
+        for (study, purpose, outcome, line), n in said.most_common(_MOST_MESSAGES)
     ]
     return Table(header, rows, caption="What failed runs said")
 

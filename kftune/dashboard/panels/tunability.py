@@ -20,19 +20,19 @@ def tunability_panel(subject: Subject) -> Panel:
             f"best so far on {problem} against all seconds spent",
         ),
     ]
-    no_startup = (
-        "No start-up trial has finished: the expected best of k is computed from random trials alone "
-        "(`startup_trials` of the study file)."
+    no_random = (
+        "No trial drawn at random has finished: the expected best of k is computed from such trials alone "
+        "(`startup_trials` of the study file; a grid and a Sobol' sequence have none)."
     )
     parts: list[Part] = [
-        plots([(expected, f"expected best of k random configurations on {problem}")], missing=no_startup),
+        plots([(expected, f"expected best of k random configurations on {problem}")], missing=no_random),
         plots(so_far, missing=nothing_yet(subject)),
     ]
     return Panel(
         key="tunability",
         title="Tunability",
-        sentence="Above: the loss to expect from the best of k random configurations (start-up trials only; the 95 % "
-        "band ends where they are too few for one): the flatter, the less tuning is needed. Below: what the search "
-        "really found, which guided trials may have improved.",
+        sentence="Above: the loss to expect from the best of k random configurations (from trials drawn at random; the "
+        "95 % band ends where they are too few for one): the flatter, the less tuning is needed. Below: what the "
+        "search really found, which guided trials may have improved.",
         parts=parts,
     )

@@ -64,7 +64,7 @@ def _table(subject: Subject, verdict: ProblemVerdict) -> Table:
         Cell(
             "seconds to target" if target is None else f"seconds to {loss(target)}",
             title="train seconds until the mean over the best configuration's runs is at or below this loss, the upper "
-            "median of the optimizers' losses",
+            f"median of the optimizers' {'confirmed ' if verdict.is_confirmed else ''}losses",
         ),
         Cell("trials"),
         Cell("runs that failed", "text"),
@@ -76,7 +76,7 @@ def _table(subject: Subject, verdict: ProblemVerdict) -> Table:
 
 def _row(row: VerdictRow, times: Mapping[str, tuple[float, float]], *, show_confirmed: bool) -> list[Cell]:
     time = times.get(row.study, (math.nan, 0.0))[0]
-    failed = [f"{n} {outcome_title(name)}" for name, n in row.outcomes.items() if name != "completed"]
+    failed = [*_failed(row.outcomes, ""), *_failed(row.confirm_outcomes, " on fresh seeds")]
     has_result = row.trial is not None
     return [
         _DASH if row.rank is None else Cell(str(row.rank)),
@@ -96,7 +96,18 @@ def _confirmed(row: VerdictRow) -> list[Cell]:
     if not row.is_confirmed:
         return [Cell("not confirmed", "none"), _DASH, _DASH]
     interval = _DASH if row.interval is None else Cell(f"{loss(row.interval[0])} to {loss(row.interval[1])}")
-    return [Cell(loss(row.loss), "main"), interval, Cell(str(row.n_seeds))]
+    if not row.n_uncounted:
+        return [Cell(loss(row.loss), "main"), interval, Cell(str(row.n_seeds))]
+    title = f"it crashed on {row.n_uncounted} more, which say nothing about it"
+    return [
+        Cell(loss(row.loss), "main"),
+        interval,
+        Cell(f"{row.n_seeds} of {row.n_seeds + row.n_uncounted}", title=title),
+    ]
+
+
+def _failed(outcomes: Mapping[str, int], where: str) -> list[str]:
+    return [f"{n} {outcome_title(name)}{where}" for name, n in outcomes.items() if name != "completed"]
 
 
 def _provisional(row: VerdictRow) -> str:
@@ -104,6 +115,8 @@ def _provisional(row: VerdictRow) -> str:
     reasons = [f"best at the {edge.edge} edge of {edge.sampled_name}" for edge in row.edges if edge.is_provisional]
     if row.n_finished < row.n_trials:
         reasons.append("not all trials made")
+    if row.better_trial is not None:
+        reasons.append(f"trial {row.better_trial} is better in the search and not confirmed")
     return ", ".join(reasons)
 
 

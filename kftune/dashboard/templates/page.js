@@ -46,9 +46,9 @@
   const described = (study, trial) => {
     const { table, row } = rowOf(study, trial);
     if (row.length === 0) return "";
-    const [isStartup, value, outcomes, ...params] = row;
+    const [isRandom, value, outcomes, ...params] = row;
     const lines = [
-      `<b>${clean(table.optimizer)}</b>, trial ${trial}${isStartup ? " (start-up)" : ""}`,
+      `<b>${clean(table.optimizer)}</b>, trial ${trial}${isRandom ? " (random)" : ""}`,
       `${clean(table.objective)} ${clean(value)}`,
     ];
     if (outcomes) lines.push(`runs: ${clean(outcomes)}`);
@@ -72,6 +72,31 @@
   const hidden = new Map(); // id of a section → optimizers that are not shown in it
   const hiddenIn = (element) => hidden.get(element.closest(".problem")?.id) ?? new Set();
 
+  // What the reader sees of a figure: axis → where they zoomed or moved to, and what dragging does.
+  const remember = (plot, change) => {
+    if (change.dragmode) plot.view.dragmode = change.dragmode;
+    for (const key of Object.keys(change)) {
+      const axis = /^([xy]axis\d*)\./.exec(key)?.[1];
+      if (!axis) continue;
+      const own = plot.figure.layout[axis] ?? {};
+      const { autorange, range } = plot.element.layout[axis];
+      if (autorange || String(own.range) === String(range)) plot.view.axes.delete(axis);
+      else plot.view.axes.set(axis, { range: [...range], type: own.type });
+    }
+  };
+  const rangesOf = (plot, layout) => [...plot.view.axes].filter(([axis, { type }]) => layout[axis]?.type === type);
+  const updateOf = (plot, layout) => ({
+    ...(plot.view.dragmode && { dragmode: plot.view.dragmode }),
+    ...Object.fromEntries(rangesOf(plot, layout).map(([axis, { range }]) => [`${axis}.range`, [...range]])),
+  });
+  const withView = (plot, layout) => ({
+    ...layout,
+    ...(plot.view.dragmode && { dragmode: plot.view.dragmode }),
+    ...Object.fromEntries(
+      rangesOf(plot, layout).map(([axis, { range }]) => [axis, { ...layout[axis], range: [...range], autorange: false }]),
+    ),
+  });
+
   const draw = (plot) => {
     if (!plot.isDrawn) {
       plot.figure = read(plot.element.querySelector("script"));
@@ -81,11 +106,22 @@
     const { data, layout } = plot.figure;
     const off = hiddenIn(plot.element);
     const shown = (plot.data ?? data).map((trace) => ({ ...trace, visible: !off.has(trace.meta?.optimizer) }));
-    const whole = { data: shown, layout: { ...layout, shapes: [...(layout.shapes ?? []), ...(plot.shapes ?? [])] } };
-    const coloured = dark.matches ? recoloured(whole) : whole;
+    // What the reader zoomed to comes after the first drawing, so that "Reset axes" leads back to the whole figure.
+    const seen = plot.isPlotted ? withView(plot, layout) : layout;
+    const whole = { data: shown, layout: { ...seen, shapes: [...(layout.shapes ?? []), ...(plot.shapes ?? [])] } };
+    // A copy: Plotly writes into the layout it is given.
+    const coloured = dark.matches ? recoloured(whole) : { ...whole, layout: structuredClone(whole.layout) };
     // The page has a legend of its own.
     const made = Plotly.react(plot.element, coloured.data, { ...coloured.layout, showlegend: layout.showlegend === true, autosize: true, height: undefined }, config);
-    return made.then(() => plot.element.classList.add("drawn"));
+    return made.then(() => {
+      if (plots.get(plot.element) !== plot) return; // exchanged for a newer one
+      if (!plot.isPlotted) {
+        plot.isPlotted = true;
+        plot.element.on("plotly_relayout", (change) => remember(plot, change));
+        const update = updateOf(plot, layout);
+        if (Object.keys(update).length) return Plotly.relayout(plot.element, update);
+      }
+    }).then(() => plot.element.classList.add("drawn"));
   };
   const isInView = (element) => {
     const box = element.getBoundingClientRect();
@@ -105,7 +141,7 @@
   };
   const collect = (root) => {
     for (const element of root.querySelectorAll(".plot")) {
-      plots.set(element, { element, isDrawn: false });
+      plots.set(element, { element, isDrawn: false, view: { axes: new Map() } });
       watcher.observe(element);
     }
   };
@@ -152,7 +188,7 @@
 
   // -- the budget slider ------------------------------------------------------------------------------------------------
 
-  const sliders = new Map(); // element → its data
+  const sliders = new WeakMap(); // element → its data
   const places = new Map(); // id of a panel → where its slider stands, counted from the end
 
   const loadSlider = (element) => {
@@ -301,30 +337,65 @@
 
   // -- news from the server ---------------------------------------------------------------------------------------------
 
+  // A part that the reader is using waits for the next news: a drag would be lost, or a key that is held down.
+  let pressed = null, typed = { target: null, at: -Infinity };
+  const release = () => { pressed = null; };
+  addEventListener("pointerdown", ({ target }) => { pressed = target; }, true);
+  addEventListener("pointermove", ({ buttons }) => { if (buttons === 0) release(); }, true);
+  addEventListener("pointerup", release, true);
+  addEventListener("pointercancel", release, true);
+  addEventListener("keydown", ({ target }) => { typed = { target, at: performance.now() }; }, true);
+  const isUsed = (element) => element.contains(pressed) || (element.contains(typed.target) && performance.now() - typed.at < 1500);
+
+  // What stands at the same place in the part as it was and as it is; nothing if there is more or less of it.
+  const pairs = (old, added, selector) => {
+    const own = (root) => [...root.querySelectorAll(selector)].filter((element) => !element.parentElement.closest(".plot"));
+    const [before, after] = [own(old), own(added)];
+    return before.length === after.length ? before.map((element, i) => [element, after[i]]) : [];
+  };
+
+  const exchangePart = (old, fresh) => {
+    const { height } = old.getBoundingClientRect();
+    const focused = document.activeElement;
+    const scrolled = new Map([...old.querySelectorAll(".scroll, pre")].map((box) => [box, [box.scrollLeft, box.scrollTop]]));
+    const views = new Map([...old.querySelectorAll(".plot")].map((element) => [element, plots.get(element).view]));
+    for (const element of old.querySelectorAll(".plot")) {
+      if (plots.get(element).isDrawn) Plotly.purge(element);
+      plots.delete(element);
+      watcher.unobserve(element);
+    }
+    const added = document.adoptNode(fresh);
+    // As high as before until it is drawn, so that nothing jumps under the reader's eyes.
+    added.style.minHeight = `${height}px`;
+    old.replaceWith(added);
+    for (const [before, after] of pairs(old, added, "details")) after.open = before.open;
+    prepare(added);
+    for (const [before, after] of pairs(old, added, ".plot")) plots.get(after).view = views.get(before);
+    for (const [before, after] of pairs(old, added, ".slider")) if (sliders.has(before)) slide(after);
+    for (const [before, after] of pairs(old, added, ".scroll, pre")) [after.scrollLeft, after.scrollTop] = scrolled.get(before);
+    for (const [before, after] of pairs(old, added, "button, input, summary, [tabindex]")) {
+      if (before === focused) after.focus({ preventScroll: true });
+    }
+    const near = [...added.querySelectorAll(".plot")].filter(isInView).map((element) => draw(plots.get(element)));
+    Promise.all(near).then(() => { added.style.minHeight = ""; });
+  };
+
   const exchange = (main) => {
     const now = document.querySelector("main");
-    if (main.dataset.structure !== now.dataset.structure) return location.reload();
+    if (main.dataset.structure !== now.dataset.structure) {
+      if (!isUsed(now)) location.reload();
+      return;
+    }
     trials = read(main.querySelector("#trials"));
     now.querySelector("#trials").replaceWith(document.adoptNode(main.querySelector("#trials")));
+    let isWhole = true;
     for (const fresh of main.querySelectorAll("[data-part]")) {
       const old = document.getElementById(fresh.id);
       if (!old || old.dataset.hash === fresh.dataset.hash) continue;
-      const { height } = old.getBoundingClientRect();
-      for (const element of old.querySelectorAll(".plot")) {
-        if (plots.get(element)?.isDrawn) Plotly.purge(element);
-        plots.delete(element);
-      }
-      const open = [...old.querySelectorAll("details")].map((details) => details.open);
-      const added = document.adoptNode(fresh);
-      // As high as before until it is drawn, so that nothing jumps under the reader's eyes.
-      added.style.minHeight = `${height}px`;
-      old.replaceWith(added);
-      added.querySelectorAll("details").forEach((details, i) => { details.open = open[i] ?? details.open; });
-      prepare(added);
-      const near = [...added.querySelectorAll(".plot")].filter(isInView).map((element) => draw(plots.get(element)));
-      Promise.all(near).then(() => { added.style.minHeight = ""; });
+      if (isUsed(old)) isWhole = false;
+      else exchangePart(old, fresh);
     }
-    now.dataset.live = main.dataset.live;
+    if (isWhole) now.dataset.live = main.dataset.live;
   };
   const follow = () => {
     const main = document.querySelector("main[data-live]");

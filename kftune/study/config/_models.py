@@ -211,7 +211,8 @@ class StudyConfig(Strict):
         warm_start: earlier studies whose best configurations are tried first.
         micro_batch: ``"auto"`` cuts batches that do not fit in the device's memory into micro-batches that do, a number
             any batch into ones of at most so many examples; None leaves them as they are.
-        run_timeout: wall seconds after which a run is stopped; None for no limit of the study's own.
+        run_timeout: wall seconds, evaluations included, after which a run is stopped. None: with a budget in seconds a
+            run is stopped when nothing was heard of it (no evaluation ended) for five budgets and two minutes.
         module_dir: where the modules of targets are looked for before the installed ones; by default the study file's
             own directory if it has targets.
     """
@@ -243,6 +244,17 @@ class StudyConfig(Strict):
     @classmethod
     def _no_racing(cls, value: Any) -> Any:
         return None if value is False else value
+
+    @field_validator("pruner")
+    @classmethod
+    def _can_prune(cls, value: PrunerConfig | None, info: ValidationInfo) -> PrunerConfig | None:
+        points = info.data["evaluation"].points if "evaluation" in info.data else None
+        if value is not None and points is not None and value.first_step(points) >= points:
+            raise ValueError(
+                f"could stop no run: none is measured after {value.after:g} of its budget and before its end "
+                f"(evaluation.points: {points})"
+            )
+        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,9 @@ from kftune.study.config._fields import Number, Strict, Whole
 from kftune.study.config._flaws import show
 
 __all__ = ["BudgetConfig", "LimitConfig", "PrunerConfig", "RacingConfig", "WarmStartConfig"]
+
+_REDUCTION_FACTOR = 3
+_ROUNDING = 1e-9
 
 
 class BudgetConfig(Strict):
@@ -93,12 +97,27 @@ class PrunerConfig(Strict):
 
     name: Literal["median", "successive_halving", "hyperband"]
     after: Annotated[Number, Field(gt=0, lt=1)] = 0.2
-    reduction_factor: Annotated[Whole, Field(ge=2)] = 3
+    reduction_factor: Annotated[Whole, Field(ge=2)] = _REDUCTION_FACTOR
 
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _reduces(self) -> PrunerConfig:
+        # The default is part of what is stored of every study.
+        if self.name == "median" and self.reduction_factor != _REDUCTION_FACTOR:
+            raise ValueError("reduction_factor is for successive_halving and hyperband; median has none")
+        return self
+
+    def first_step(self, points: int) -> int:
+        """The first of a run's evaluations, counted from 1, after which it may be stopped.
+
+        Args:
+            points: evaluations of a run, at equal shares of the budget.
+        """
+        return max(1, math.ceil(self.after * points - _ROUNDING))
 
 
 class WarmStartConfig(Strict):

@@ -1,6 +1,7 @@
 """Executors: where runs happen."""
 
 from kftune.study.executors.local import (
+    Asked,
     Finished,
     LocalExecutor,
     Lost,
@@ -11,4 +12,4 @@ from kftune.study.executors.local import (
     Waiting,
 )
 
-__all__ = ["Finished", "LocalExecutor", "Lost", "Progressed", "RunEvent", "Started", "TimedOut", "Waiting"]
+__all__ = ["Asked", "Finished", "LocalExecutor", "Lost", "Progressed", "RunEvent", "Started", "TimedOut", "Waiting"]

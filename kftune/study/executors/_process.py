@@ -15,7 +15,7 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
-from kftune.study.worker import Done, Point, Ready
+from kftune.study.worker import Done, Point, Question, Ready
 
 __all__ = ["GoneError", "WorkerProcess"]
 
@@ -74,7 +74,7 @@ class WorkerProcess:
         with contextlib.suppress(BrokenPipeError):
             self.connection.send(message)
 
-    def receive(self) -> Ready | Point | Done:
+    def receive(self) -> Ready | Point | Question | Done:
         """The next message.
 
         Raises:
@@ -90,7 +90,7 @@ class WorkerProcess:
             message = pickle.loads(data)
         except Exception:  # noqa: BLE001 - unpickling what is no pickle raises whatever its bytes happen to mean
             raise GoneError(_GARBAGE) from None
-        if not isinstance(message, Ready | Point | Done):
+        if not isinstance(message, Ready | Point | Question | Done):
             raise GoneError(_GARBAGE)
         return message
 

@@ -12,11 +12,11 @@ from kftune.study.executors._process import GoneError, WorkerProcess
 from kftune.study.executors.affinity import pin
 from kftune.study.executors.leases import Holder, Leases, Request
 from kftune.study.ledger import Ledger
-from kftune.study.worker import Done, Point, Ready, Verdict
+from kftune.study.worker import Done, Point, Question, Ready, Verdict
 from kftune.training.micro_batch import find_micro_batch, is_too_large, probe
 from kftune.training.results import CurvePoint, RunResult, RunSpec
 
-__all__ = ["Finished", "LocalExecutor", "Lost", "Progressed", "RunEvent", "Started", "TimedOut", "Waiting"]
+__all__ = ["Asked", "Finished", "LocalExecutor", "Lost", "Progressed", "RunEvent", "Started", "TimedOut", "Waiting"]
 
 _PROBE_LIMIT_SECONDS = 600.0
 _PROBE_POLL_SECONDS = 1.0
@@ -40,6 +40,13 @@ class Progressed:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A run waits to be told whether it may go on after its newest point; see :meth:`LocalExecutor.judge`."""
+
+    slot: int
+
+
+@dataclass(frozen=True)
 class Finished:
     """A run ended and reported its result. ``wall_seconds`` is from its start to here."""
 
@@ -59,14 +66,14 @@ class Lost:
 
 @dataclass(frozen=True)
 class TimedOut:
-    """A run passed its limit and its worker was killed."""
+    """A run passed a limit and its worker was killed; ``reason`` says which."""
 
     slot: int
-    limit_seconds: float
+    reason: str
     wall_seconds: float
 
 
-RunEvent: TypeAlias = Started | Progressed | Finished | Lost | TimedOut
+RunEvent: TypeAlias = Started | Progressed | Asked | Finished | Lost | TimedOut
 
 
 @dataclass(frozen=True)
@@ -88,12 +95,33 @@ class _Submission:
 
     spec: RunSpec
     limit_seconds: float | None
+    silence_seconds: float | None
     request: Request
     submitted_at: float
     begun_at: float | None = None
+    heard_at: float = 0.0
+    is_asking: bool = False
+
+    def begin(self) -> None:
+        self.begun_at = self.heard_at = time.perf_counter()
+
+    def hear(self, *, asks: bool = False) -> None:
+        self.heard_at = time.perf_counter()
+        self.is_asking = asks
 
     def wall_seconds(self) -> float:
         return time.perf_counter() - (self.begun_at or self.submitted_at)
+
+    def overdue(self) -> str | None:
+        """Why the run is to be killed now; None if it is not."""
+        if self.begun_at is None:
+            return None
+        if self.limit_seconds is not None and self.wall_seconds() > self.limit_seconds:
+            return f"killed after {self.limit_seconds:.0f} s of wall time"
+        silence_seconds = 0.0 if self.is_asking else time.perf_counter() - self.heard_at
+        if self.silence_seconds is not None and silence_seconds > self.silence_seconds:
+            return f"killed after {self.silence_seconds:.0f} s without a word from it"
+        return None
 
 
 class LocalExecutor:
@@ -129,23 +157,30 @@ class LocalExecutor:
 
     # -- what the runner asks for ------------------------------------------------------------------------------------
 
-    def submit(self, slot: int, spec: RunSpec, *, limit_seconds: float | None) -> None:
+    def submit(
+        self, slot: int, spec: RunSpec, *, limit_seconds: float | None, silence_seconds: float | None = None
+    ) -> None:
         """Train ``spec`` on an idle slot, as soon as its device is free.
 
         Args:
             slot: the slot.
             spec: the run.
             limit_seconds: wall seconds after which it is killed; waiting for the device does not count.
+            silence_seconds: seconds after the last that was heard of it (its start, a point) after which it is killed;
+                waiting to be judged does not count.
         """
         if slot in self._submissions:
             raise RuntimeError(f"slot {slot} is busy")
         request = self._leases.request(self.devices[slot])
-        self._submissions[slot] = _Submission(spec, limit_seconds, request, time.perf_counter())
+        self._submissions[slot] = _Submission(
+            spec, limit_seconds, silence_seconds, request, submitted_at=time.perf_counter()
+        )
         self._begin_if_granted(slot)
 
     def judge(self, slot: int, *, goes_on: bool) -> None:
-        """Tell a run that is judged (:attr:`RunSpec.is_judged`) whether it may go on after the point it sent."""
-        if slot in self._workers:  # not killed for its time meanwhile
+        """Tell a run that has asked (:class:`Asked`) whether it may go on."""
+        if slot in self._submissions:  # not killed for its time meanwhile
+            self._submissions[slot].hear()
             self._workers[slot].send(Verdict(goes_on))
 
     def idle_slots(self) -> list[int]:
@@ -233,19 +268,19 @@ class LocalExecutor:
             if isinstance(connection, Connection):
                 self._read(by_connection[connection])
         for slot, submission in list(self._submissions.items()):
-            limit, wall_seconds = submission.limit_seconds, submission.wall_seconds()
-            if submission.begun_at is not None and limit is not None and wall_seconds > limit:
+            reason, wall_seconds = submission.overdue(), submission.wall_seconds()
+            if reason is not None:
                 self.retire(slot)
                 self._end(slot)
-                self._events.append(TimedOut(slot, limit, wall_seconds))
+                self._events.append(TimedOut(slot, reason, wall_seconds))
 
     def _begin_if_granted(self, slot: int) -> None:
         """Send a run that has got its device to its worker."""
         submission = self._submissions[slot]
         if submission.begun_at is not None or not submission.request.is_granted():
             return
-        submission.begun_at = time.perf_counter()
-        waited_seconds = submission.begun_at - submission.submitted_at
+        waited_seconds = submission.wall_seconds()
+        submission.begin()
         self._ledger.add("waiting", waited_seconds)
         self._events.append(Started(slot, waited_seconds))
         # A worker that died while idle is noticed here or, if it dies later, by poll().
@@ -273,9 +308,13 @@ class LocalExecutor:
             self._ledger.add("worker_start", time.perf_counter() - worker.started_at)
             # The run begins now: starting the worker is not its time.
             if submission is not None:
-                submission.begun_at = time.perf_counter()
+                submission.begin()
         elif submission is not None and isinstance(message, Point):
+            submission.hear()
             self._events.append(Progressed(slot, message.point))
+        elif submission is not None and isinstance(message, Question):
+            submission.hear(asks=True)
+            self._events.append(Asked(slot))
         elif submission is not None and isinstance(message, Done):
             self._end(slot)
             self._events.append(Finished(slot, message.result, submission.wall_seconds()))

@@ -316,7 +316,10 @@ def _widened(dimension: Dimension, extend: int) -> Dimension:
 def _count(*, space: Space, widest: Space, seed: int, trials: Sequence[FrozenTrial], points: int, extend: int) -> int:
     own = [trial for trial in trials if not is_given(trial)]
     found = order(space, points=points, extend=extend, widest=widest, seed=seed, trials=own)
-    return len(found) + len(trials) - len(own)
+    on_grid = {_key(configuration) for configuration in found}
+    # Trials taken over from a study of another grid come on top.
+    elsewhere = sum(trial.state.is_finished() and _key(trial.params) not in on_grid for trial in own)
+    return len(found) + len(trials) - len(own) + elsewhere
 
 
 def _make(
