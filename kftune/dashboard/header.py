@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +69,7 @@ def _facts(file: FileResults, status: FileStatus) -> list[Fact]:
     config = file.config
     n_runs = sum(study.n_runs for study in status.studies)
     n_at_random = n_random(file.studies[-1].record)
-    startup = f", {n_at_random} of them at random" if 0 < n_at_random < math.inf else ""
+    startup = f", {n_at_random} of them at random" if 0 < n_at_random < status.studies[0].n_trials else ""
     return [
         Fact("problems", ", ".join(file.problems)),
         Fact("optimizers", ", ".join(file.optimizers)),

@@ -136,6 +136,7 @@ def _study_data(file: FileResults, problem: str, over: StudyOverBudget) -> dict[
         "kind": np.array([_KINDS.index(trial.failure) for trial in trials], dtype=np.uint8),
         "values": [floats([*row.tolist(), *[None] * n_without]) for row in over.losses],
         "best": list(over.best),
+        "bestValues": floats(over.best_losses),
         "bestLosses": [
             loss(value) if trial is not None else "" for value, trial in zip(over.best_losses, over.best, strict=True)
         ],

@@ -34,7 +34,7 @@ def across_panel(subject: Subject) -> Panel:
             figure = plot_best_regions(file, name, styles=subject.styles, spreads=spreads)
             if figure is not None:
                 figures.append(Figure(figure, f"where the best {name} lies on each problem"))
-        parts = [Missing("No optimizer has enough trials that ended well on two problems (three of them).")]
+        parts = [Missing("No optimizer has three trials that ended well on each of two problems.")]
         if figures:
             parts = [_spread_table(spreads, names, file.problems), Plots(figures)]
         parts.append(_transfer_part(transfers([file])))
@@ -68,7 +68,7 @@ def _spread_table(spreads: list[OptimizerSpread], names: list[str], problems: tu
                 *(_number(by_name.get(name, math.nan), "number") for name in names),
             ]
         )
-    marks = ", ".join(f"{_SYMBOLS[i % len(_SYMBOLS)]} {problem}" for i, problem in enumerate(problems))
+    marks = ", ".join(f"{_SYMBOLS[i % len(_SYMBOLS)]}\u00a0{problem}" for i, problem in enumerate(problems))
     return Table(header, rows, caption="Spread of the best over the problems", note=f"in the figures: {marks}")
 
 

@@ -53,9 +53,9 @@ def learning_curves_panel(subject: Subject) -> Panel:
         sentence="First against seconds, then against updates: few but good steps show against updates, what they cost "
         "against seconds. "
         + (
-            f"Thick: the best configuration, mean and range over its repeats; thin: the next {top - 1}."
+            f"Thick: the best configuration, mean and range over its repeats that ended well; thin: the next {top - 1}."
             if top > 1
-            else "Each optimizer's best configuration: mean and range over its repeats."
+            else "Each optimizer's best configuration: mean and range over its repeats that ended well."
         ),
         parts=[plots(drawn, missing=nothing_yet(subject))],
     )

@@ -21,7 +21,10 @@ _CONFIRM = "`kftune confirm` trains the best of every optimizer again on fresh s
 def verdict_panel(subject: Subject) -> Panel:
     """Optimizers by confirmed loss, and how often one beats another."""
     (verdict,) = [found for found in verdicts(subject.file) if found.problem == subject.problem]
-    if verdict.is_confirmed:
+    has_result = any(row.trial is not None for row in verdict.rows)
+    if not has_result:
+        sentence = "Optimizers by loss, once they have one."
+    elif verdict.is_confirmed:
         sentence = (
             "The confirmed loss is that of the chosen configuration on fresh seeds, with its 95 % interval; the tuned "
             "loss is what the search saw on the seeds it chose by, and promises too much: the two are never "
@@ -32,7 +35,6 @@ def verdict_panel(subject: Subject) -> Panel:
             "Nothing is confirmed: these are tuned losses, the lowest of many on the very seeds they were chosen by, "
             f"and no more than a hint; {_CONFIRM}."
         )
-    has_result = any(row.trial is not None for row in verdict.rows)
     parts: list[Part] = [Missing(nothing_yet(subject))]
     if has_result:
         figure = plot_verdict(subject.file, subject.problem, styles=subject.styles)
@@ -123,6 +125,8 @@ def _provisional(row: VerdictRow) -> str:
 def _pairs(verdict: ProblemVerdict) -> list[Part]:
     """P(row beats column), and the differences that are there beyond the noise."""
     matrix = verdict.matrix
+    if matrix is None and len(verdict.rows) < 2:
+        return []
     if matrix is None:
         return [
             Missing(

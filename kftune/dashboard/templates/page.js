@@ -200,6 +200,7 @@
         study.failedAt = unpacked(study.failedAt);
         study.kind = unpacked(study.kind);
         study.values = study.values.map(unpacked);
+        study.bestValues = unpacked(study.bestValues);
       }
       sliders.set(element, data);
     }
@@ -292,8 +293,8 @@
     const at = new Map(data.studies.map((study) => [study.optimizer, { study, ...sortedAt(study, place, time) }]));
     const ranked = data.studies
       .filter((study) => !off.has(study.optimizer))
-      .map((study) => ({ study, best: study.best[place], loss: study.bestLosses[place] }))
-      .sort((a, b) => (a.best === null) - (b.best === null) || Number(a.loss) - Number(b.loss));
+      .map((study) => ({ study, best: study.best[place], loss: study.bestLosses[place], value: study.bestValues[place] }))
+      .sort((a, b) => (a.best === null) - (b.best === null) || a.value - b.value);
     rankingTable(element, data, ranked);
     const sorted = plots.get(element.querySelector("[data-role=sorted]"));
     if (sorted?.isDrawn) {
