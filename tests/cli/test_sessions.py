@@ -199,16 +199,16 @@ def learning_rates(study: str) -> list[float]:
 
 
 def test_a_search_goes_on_in_a_wider_box(kftune: Command, workdir: Path) -> None:
-    """Nine configurations, of which the three with the largest learning rate are the best."""
-    (workdir / "edge.yaml").write_text(EDGE.replace("EXTEND", "0"))
+    """Fifteen configurations, of which the three with the largest of five learning rates are the best."""
+    (workdir / "edge.yaml").write_text(EDGE.replace("EXTEND", "0").replace("low: 1.0e-4", "low: 1.0e-5"))
     assert kftune("run", "edge.yaml").code == 0
     result = kftune("resume", "--widen")
     assert (result.code, result.err) == (0, "")
-    assert "edge-wide/digits_mlp/sgd begins with 9 trials of edge/digits_mlp/sgd" in result.out
+    assert "edge-wide/digits_mlp/sgd begins with 15 trials of edge/digits_mlp/sgd" in result.out
     old, wide = learning_rates("edge/digits_mlp/sgd"), learning_rates("edge-wide/digits_mlp/sgd")
-    assert wide[:9] == old
-    assert sorted(wide[9:]) == [3e-3] * 3 + [1e-2] * 3
-    assert "best 4 of 15 trials" in kftune("best", "edge-wide").out
+    assert wide[:15] == old
+    assert sorted(wide[15:]) == [3e-3] * 3 + [1e-2] * 3
+    assert "best 4 of 21 trials" in kftune("best", "edge-wide").out
     refused = kftune("resume", "--widen")
     assert (refused.code, len(refused.err.splitlines())) == (2, 1)
     assert "holds several studies: name one of edge, edge-wide" in refused.err
