@@ -183,8 +183,11 @@ def test_a_worker_killed_alone_loses_no_run(tmp_path: Path) -> None:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    time.sleep(0.3)  # the third run is under way
     (worker,) = psutil.Process(process.pid).children(recursive=True)
+    used = worker.cpu_times().user
+    while worker.cpu_times().user < used + 0.3:  # only a run keeps it busy: the third one is under way then
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     worker.kill()
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
