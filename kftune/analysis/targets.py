@@ -29,11 +29,10 @@ from kftune.analysis.confirmed import confirmed_results
 from kftune.analysis.curves import Across
 from kftune.analysis.results import FileResults, StudyResults
 
-__all__ = ["PerformanceProfile", "TimeToTarget", "first_reached", "performance_profiles", "times_to_target"]
+__all__ = ["R_MAX", "PerformanceProfile", "TimeToTarget", "first_reached", "performance_profiles", "times_to_target"]
 
-_R_MAX = (
-    4.0  # AlgoPerf's: an optimizer that takes four times as long as the fastest counts as one that never gets there
-)
+R_MAX = 4.0
+"""AlgoPerf's: an optimizer that takes four times as long as the fastest scores as one that never gets there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,4 +214,4 @@ def _ratio(time: float, fastest: float) -> float:
 
 def _score(ratios: Sequence[float]) -> float:
     """Integral of ρ from 1 to r_max over its length; each problem gives what is left of the interval."""
-    return sum(max(0.0, _R_MAX - ratio) for ratio in ratios) / (len(ratios) * (_R_MAX - 1))
+    return sum(max(0.0, R_MAX - ratio) for ratio in ratios) / (len(ratios) * (R_MAX - 1))

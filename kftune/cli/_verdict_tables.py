@@ -118,7 +118,7 @@ def _costs(row: VerdictRow) -> tuple[str, str, str]:
 def failures(row: VerdictRow) -> str:
     """Outcomes other than completed, of the search's runs, then of the confirming ones; empty if all completed."""
     searched, confirming = _failed(row.outcomes), _failed(row.confirm_outcomes)
-    return "; ".join([*([searched] if searched else []), *([f"fresh seeds: {confirming}"] if confirming else [])])
+    return "; ".join([*([searched] if searched else []), *([f"confirm: {confirming}"] if confirming else [])])
 
 
 def _failed(outcomes: Mapping[str, int]) -> str:

@@ -37,6 +37,8 @@ _LOCAL = re.compile(rb"(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?", re.IGNORECA
 """No other site can have one of these names. The port may be another one's, e.g. of a tunnel that leads here."""
 _REST = 2.0
 """Seconds of rest for each second of rendering, so that a page left open does not slow the study it shows."""
+_KEEP_ALIVE = 75
+"""Seconds that an unused connection stays open: longer than a page's pause, or it would close as the page asks."""
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,7 @@ def serve(listening: socket.socket, sources: Sources, *, host: str) -> None:
         ws="none",
         server_header=False,
         timeout_graceful_shutdown=2,
+        timeout_keep_alive=_KEEP_ALIVE,
         log_config=None,
     )
     with listening:

@@ -13,14 +13,20 @@ from kftune.dashboard.figures import plot_learning_curves, plot_sorted_losses
 from kftune.dashboard.figures._arrays import spread_out, visible
 from kftune.dashboard.figures._dimensions import scales
 from kftune.dashboard.figures._style import DARK, optimizer_styles, value_axis
-from kftune.dashboard.figures.across_problems import plot_best_regions
+from kftune.dashboard.figures.across_problems import plot_best_regions, plot_performance_profiles
 from kftune.dashboard.figures.anatomy import plot_reading, plot_step_anatomy, readings_there
 from kftune.dashboard.figures.batch_size import common_updates, has_accumulation, plot_loss_against_batch
 from kftune.dashboard.figures.budget import slider_data, studies_over_budget
 from kftune.dashboard.figures.catalogue import FIGURES, Request
-from kftune.dashboard.figures.hyperparameters import map_pairs, plot_slices
+from kftune.dashboard.figures.hyperparameters import (
+    map_pairs,
+    plot_map,
+    plot_parallel_coordinates,
+    plot_slices,
+)
 from kftune.dashboard.figures.learning_curves import _get_learning_curves_info, measures
 from kftune.dashboard.figures.sorted_losses import SYMBOLS, _get_sorted_losses_info
+from kftune.dashboard.figures.tunability import plot_best_so_far
 from kftune.dashboard.trials import trial_tables
 from kftune.storage.repository import Repository
 from kftune.training.results import Outcome
@@ -153,6 +159,9 @@ def test_styles_go_by_name_and_differ() -> None:
     styles = optimizer_styles(names)
     assert styles == optimizer_styles(reversed(names))
     assert len({style[:2] for style in styles.values()}) == 35
+    assert len({(style.colour, style.symbol) for style in styles.values()}) == 35
+    # Told apart at the size of a mark: a pentagon or hexagon is a circle there, and a cross is a failure.
+    assert not {style.symbol for style in styles.values()} & {"pentagon", "hexagon", "octagon", "x"}
     assert len({styles[name].colour for name in names[:7]}) == 7
     assert all(style.colour in DARK for style in styles.values())
 
@@ -189,7 +198,7 @@ def test_of_many_ranked_things_the_first_few_are_all_kept(n: int, most: int) -> 
 
 @pytest.mark.parametrize(
     ("values", "dtick"),
-    [([2.0, 2.05], "D1"), ([0.136, 0.161], "L0.005"), ([1.0, 5.0], "L1"), ([1.0, 6.0], "D2"), ([1e-4, 1.0], None)],
+    [([2.0, 2.05], "L1"), ([0.136, 0.161], "L0.005"), ([1.0, 5.0], "L1"), ([1.0, 6.0], "D2"), ([1e-4, 1.0], None)],
 )
 def test_a_logarithmic_axis_has_a_few_round_ticks(values: list[float], dtick: str | None) -> None:
     axis = value_axis(values)
@@ -265,7 +274,10 @@ def test_values_outside_of_the_box_widen_the_axis(repository: Repository) -> Non
 def test_equal_updates_leave_out_who_made_fewer(file: FileResults) -> None:
     problem = file.problems[0]
     updates = common_updates(file, problem)
-    made = [min(r.result.updates for r in t.successes) for s in file.of_problem(problem) for t in s.ranked()]
+    well = [
+        t for s in file.of_problem(problem) for t in s.ranked() if all(r.result.outcome == "completed" for r in t.runs)
+    ]
+    made = [min(r.result.updates for r in t.runs) for t in well]
     assert sum(n >= updates for n in made) / len(made) == pytest.approx(0.75, abs=0.05)
     figure = plot_loss_against_batch(file, problem, batch="effective_batch_size", at_updates=updates)
     assert figure is not None
@@ -358,3 +370,61 @@ def test_a_growing_batch_stands_at_its_mean() -> None:
     growing = {"batch_size": 64, "full_batch_at": 500}
     assert batches(growing, examples=30_000) == ([300.0], [300.0], title)
     assert batches(growing | {"accumulation": 2}, examples=30_000) == ([64.0], [300.0], title)
+
+
+def test_a_trial_with_a_failed_run_says_nothing_about_its_batch() -> None:
+    params = {"batch_size": 64}
+    half = [memory.run(0.9, trial=1), memory.run(None, trial=1, repeat=1, outcome=Outcome.DIVERGED)]
+    trials = [
+        memory.trial(0, [1.0, 1.2], params=params),
+        memory.trial(1, [0.9, memory.UNTRAINED], params=params, runs=half),
+    ]
+    figure = plot_loss_against_batch(memory.file(memory.study(trials)), "digits", batch="batch_size")
+    assert figure is not None
+    assert figure.data[0].customdata.tolist() == [0]
+
+
+def test_performance_profiles_go_on_to_the_slowest() -> None:
+    fast, slow = [(1.0, 0.5), (12.0, 0.5)], [(1.0, 1.9), (12.0, 0.5)]
+    studies = [
+        memory.study(
+            [memory.trial(0, [0.5], runs=[memory.run(0.5, curve=curve)])], optimizer=optimizer, problem=problem
+        )
+        for problem in ("digits", "letters")
+        for optimizer, curve in (("sgd", fast), ("kfac", slow))
+    ]
+    figure = plot_performance_profiles(memory.file(*studies))
+    assert figure is not None
+    shares = {trace.meta["optimizer"]: dict(zip(trace.x, trace.y, strict=True)) for trace in figure.data}
+    assert shares["kfac"][1.0] == 0
+    assert shares["kfac"][12.0] == 100
+    low, high = figure.layout.xaxis.range
+    assert 10**low < 1
+    assert 12 < 10**high < 13
+    assert figure.layout.shapes[0].x0 == 4  # what is beyond does not score
+
+
+def test_many_trials_are_spread_by_their_logarithm() -> None:
+    def x_axis(n: int) -> tuple[str | None, tuple[float, ...] | None]:
+        trials = [memory.trial(i, [1 / (i + 1)]) for i in range(n)]
+        figure = plot_best_so_far(memory.file(memory.study(trials)), "digits", against="trials")
+        assert figure is not None
+        return figure.layout.xaxis.type, figure.layout.xaxis.range
+
+    assert x_axis(20) == (None, (0, 20.4))
+    assert x_axis(300) == ("log", None)
+
+
+@pytest.mark.parametrize("n", [5, 200])
+def test_maps_and_parallel_coordinates_have_a_key(n: int) -> None:
+    params = [{"lr": 10 ** (-i / n), "damping": 10 ** (-i / n)} for i in range(n)]
+    edges = {"kind": "float", "low": 0.1, "high": 1.0, "log": True}
+    space = {"dimensions": {"lr": edges, "damping": edges}, "fixed": {}}
+    study = memory.study([memory.trial(i, [1.0 + i], params=params[i]) for i in range(n)], space=space)
+    drawn = {pair: plot_map(study, pair) for pair in map_pairs(study)}
+    for figure in (plot_parallel_coordinates(study), *drawn.values()):
+        assert figure is not None
+        names = [trace.name for trace in figure.data]
+        assert names == ["worst fifth or failed", "fourth", "third", "second", "best fifth"]
+        assert figure.layout.showlegend
+    assert drawn

@@ -92,9 +92,9 @@ def test_the_verdict_tells_of_confirming_runs_that_failed(tmp_path: Path) -> Non
     assert texts(table, "optimizer") == ["kfac", "sgd", "adamw"]
     assert texts(table, "seeds") == ["2 of 3", "3", "–"]
     failed = texts(table, "runs that failed")
-    assert ["on fresh seeds" in text for text in failed] == [True, False, True]
-    assert failed[0].endswith("1 crashed on fresh seeds")
-    assert failed[2].endswith("2 crashed on fresh seeds")
+    assert ["in confirming runs" in text for text in failed] == [True, False, True]
+    assert failed[0].endswith("1 crashed in confirming runs")
+    assert failed[2].endswith("2 crashed in confirming runs")
 
 
 def test_the_target_is_set_by_the_confirmed_ones(tmp_path: Path) -> None:

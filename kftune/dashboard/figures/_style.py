@@ -35,7 +35,8 @@ _PALETTE = (
     ("#4b5563", "#c3c9d2"),  # grey, for black
 )
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "star", "hexagon", "pentagon")
+# As many as colours, and three further for each time the colours come again: one colour never has two alike.
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "star")
 
 # What nearly every study has keeps its colour from one study file to the next; others take what is left.
 _USUAL = {"kfac": 0, "sgd": 1, "adamw": 2, "foof": 3, "ekfac": 4, "shampoo": 5, "soap": 6}
@@ -83,7 +84,7 @@ def optimizer_styles(names: Iterable[str]) -> dict[str, OptimizerStyle]:
     places |= {name: next(free) for name in ordered if name not in places}
     return {
         name: OptimizerStyle(
-            _PALETTE[i % n][0], _DASHES[(i + i // n) % len(_DASHES)], _SYMBOLS[(i + i // n) % len(_SYMBOLS)]
+            _PALETTE[i % n][0], _DASHES[(i + i // n) % len(_DASHES)], _SYMBOLS[(i + 3 * (i // n)) % len(_SYMBOLS)]
         )
         for name, i in ((name, places[name]) for name in ordered)
     }
@@ -137,7 +138,8 @@ def value_axis(values: Iterable[float]) -> dict[str, Any]:
     axis: dict[str, Any] = {"type": "log", "minor": {"ticks": "outside", "ticklen": 2, "tickcolor": MUTED}}
     if high < _NO_RANGE * low:
         # Plotly would zoom in until rounding shows.
-        return axis | {"range": [math.log10(low / 2), math.log10(high * 2)], "dtick": "D1", "tickformat": "~g"}
+        ends = [math.log10(low / 2), math.log10(high * 2)]
+        return axis | {"range": ends, "dtick": f"L{_round_step(low / 2):g}", "tickformat": "~g"}
     # Left alone, Plotly labels every digit until they overlap.
     if high <= _SHORT_RANGE * low:
         return axis | {"dtick": f"L{_round_step((high - low) / 5):g}", "tickformat": "~g"}

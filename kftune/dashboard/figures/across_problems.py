@@ -10,15 +10,15 @@ import plotly.graph_objects as go
 
 from kftune.analysis.results import FileResults
 from kftune.analysis.spread import DimensionSpread, OptimizerSpread, optimizer_spreads
-from kftune.analysis.targets import performance_profiles, times_to_target
+from kftune.analysis.targets import R_MAX, performance_profiles, times_to_target
 from kftune.dashboard.figures._arrays import floats
-from kftune.dashboard.figures._style import MUTED, OptimizerStyle, axis, layout, optimizer_styles
+from kftune.dashboard.figures._style import MUTED, OptimizerStyle, axis, layout, optimizer_styles, value_axis
 from kftune.dashboard.formatting import in_figure, number
 
 __all__ = ["plot_best_regions", "plot_performance_profiles", "shared_dimensions"]
 
 _PROBLEM_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
-_R_MAX = 4.0
+_MARGIN = 1.03
 
 
 def shared_dimensions(spreads: Sequence[OptimizerSpread]) -> list[str]:
@@ -90,7 +90,9 @@ def _range(low: float, high: float, *, is_log: bool) -> dict[str, Any]:
     bottom, top = math.log10(low), math.log10(high)
     margin = 0.04 * (top - bottom)
     ticks: dict[str, Any] = (
-        {"dtick": "D2"} if top - bottom < 1.2 else {"dtick": math.ceil((top - bottom) / 6), "tickformat": "~g"}
+        {"dtick": "D2", "tickformat": "~g"}
+        if top - bottom < 1.2
+        else {"dtick": math.ceil((top - bottom) / 6), "tickformat": "~g"}
     )
     return {"type": "log", "range": [bottom - margin, top + margin]} | ticks
 
@@ -135,7 +137,7 @@ def _value(spread: DimensionSpread, coordinate: float) -> float:
 def plot_performance_profiles(
     file: FileResults, *, styles: Mapping[str, OptimizerStyle] | None = None
 ) -> go.Figure | None:
-    """Share of the problems that an optimizer solves within τ times the fastest one's time.
+    """Share of the problems that an optimizer solves within τ times the fastest one's time; scored left of the line.
 
     Args:
         file: with curves.
@@ -151,9 +153,10 @@ def plot_performance_profiles(
     figure = go.Figure(
         layout=layout(x_title="time to target, as a multiple of the fastest", y_title="share of the problems (%)")
     )
+    end = max(R_MAX, *(ratio for profile in profiles for ratio in profile.ratios if ratio < math.inf)) * _MARGIN
     for profile in profiles:
         style = styles[profile.optimizer]
-        places = sorted({1.0, *(ratio for ratio in profile.ratios if ratio <= _R_MAX), _R_MAX})
+        places = sorted({1.0, *(ratio for ratio in profile.ratios if ratio < math.inf), end})
         figure.add_trace(
             go.Scatter(
                 x=places,
@@ -167,5 +170,6 @@ def plot_performance_profiles(
             )
         )
     figure.update_yaxes(range=[-4, 104])
-    figure.update_xaxes(range=[0.95, _R_MAX + 0.05])
+    figure.update_xaxes(value_axis([1.0, end]) | {"range": [math.log10(1 / _MARGIN), math.log10(end)]})
+    figure.add_vline(R_MAX, line={"color": MUTED, "width": 1, "dash": "dot"}, layer="below")
     return figure

@@ -74,14 +74,19 @@ def _examples_per_update(trial: TrialResults) -> float | None:
     return fmean(result.examples / result.updates for result in results) if results else None
 
 
+def _well(study: StudyResults) -> list[TrialResults]:
+    """Trials of which every run ended well: a failed run's share of the value is the untrained model's."""
+    return [trial for trial in study.ranked() if trial.failure is None]
+
+
 def _x_title(file: FileResults, problem: str, batch: Batch) -> str:
-    grow = any(_grows(trial) for study in file.of_problem(problem) for trial in study.ranked())
+    grow = any(_grows(trial) for study in file.of_problem(problem) for trial in _well(study))
     return _X_TITLES[batch].format("; the mean where it grows" if grow else "")
 
 
 def common_updates(file: FileResults, problem: str) -> int:
     """The number of updates that three quarters of the trials that ended well made; 0 if there are none."""
-    made = [_updates(trial) for study in file.of_problem(problem) for trial in study.ranked()]
+    made = [_updates(trial) for study in file.of_problem(problem) for trial in _well(study)]
     return int(np.quantile(made, 0.25, method="lower")) if made else 0
 
 
@@ -119,7 +124,7 @@ def plot_loss_against_batch(
 def _losses(study: StudyResults, batch: Batch, at_updates: int | None) -> list[_Point]:
     sized = [
         (trial, size)
-        for trial in study.ranked()
+        for trial in _well(study)
         if (size := _batch(trial, batch)) is not None and (at_updates is None or _updates(trial) >= at_updates)
     ]
     kept = [sized[i] for i in spread_out(len(sized), _MOST)]
@@ -152,7 +157,7 @@ def plot_inversion_share(
     for study in file.of_problem(problem):
         found = [
             _Point(trial.trial.number, size, 100 * share)
-            for trial in study.ranked()
+            for trial in _well(study)
             if (size := _batch(trial, "effective_batch_size")) is not None and (share := _inverting(trial)) is not None
         ]
         if any(point.y > 0 for point in found):

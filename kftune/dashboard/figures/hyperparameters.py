@@ -20,6 +20,8 @@ __all__ = ["MOST_POINTS", "map_pairs", "plot_map", "plot_parallel_coordinates", 
 MOST_POINTS, _MOST_LINES = 400, 120
 _COLUMNS, _ROW_HEIGHT = 4, 230
 _SMALL = {"size": 11, "color": MUTED}
+_FIFTHS = ("best fifth", "second", "third", "fourth", "worst fifth or failed")
+_LEAST_FAILURE = 5.5
 _USUAL_PAIRS = (("lr", "damping"), ("lr", "batch_size"), ("lr", "effective_batch_size"), ("lr", "momentum"))
 
 
@@ -144,7 +146,8 @@ def plot_parallel_coordinates(study: StudyResults) -> go.Figure | None:
             ticktext=[in_figure(scale.name) for scale in dimensions],
         ),
         yaxis={"range": [-0.1, 1.1], "visible": False},
-        margin={"l": 20, "r": 20, "t": 14, "b": 60},
+        margin={"l": 20, "r": 20, "t": 28, "b": 60},
+        **_legend(),
         shapes=[
             {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": {"color": RULE, "width": 1}, "layer": "below"}
             for x in range(n_axes)
@@ -160,6 +163,12 @@ def plot_parallel_coordinates(study: StudyResults) -> go.Figure | None:
         fifths[fifth].append(entry)
     traces = [_polylines(study, fifths[i], i, dimensions) for i in (4, 3, 2, 1, 0) if fifths[i]]
     return go.Figure(data=traces, layout=whole)
+
+
+def _legend() -> dict[str, Any]:
+    """Of the fifths, the best first: it is the last to be drawn."""
+    legend = {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0, "traceorder": "reversed", "font": _SMALL}
+    return {"showlegend": True, "legend": legend}
 
 
 def _fifths(drawn: Sequence[_Valued]) -> list[int]:
@@ -185,9 +194,9 @@ def _polylines(study: StudyResults, drawn: Sequence[_Valued], fifth: int, dimens
         customdata=wholes(numbers),
         mode="lines",
         line={"color": SCALE[fifth], "width": (2.2 if len(drawn) < 10 else 1.4) if fifth == 0 else 1},
-        opacity=1.0 if fifth == 0 else 0.5,
+        opacity=(1.0, 0.5, 0.5, 0.5, 0.8)[fifth],
         meta={"study": study.record.study},
-        showlegend=False,
+        name=_FIFTHS[fifth],
     )
 
 
@@ -223,12 +232,13 @@ def plot_map(study: StudyResults, pair: tuple[str, str]) -> go.Figure | None:
         *(_edge("x domain", "y", edge, is_level=True) for edge in y_scale.edges()),
     ]
     axes = {"xaxis": axis(x_scale.name) | x_scale.axis(), "yaxis": axis(y_scale.name) | y_scale.axis()}
-    return go.Figure(data=traces, layout=layout(x_title="", y_title="", height=320, shapes=edges, **axes))
+    return go.Figure(data=traces, layout=layout(x_title="", y_title="", height=340, shapes=edges, **axes, **_legend()))
 
 
 def _places(study: StudyResults, drawn: Sequence[_Valued], fifth: int, axes: tuple[Scale, Scale], n: int) -> go.Scatter:
     x_scale, y_scale = axes
     params: list[Mapping[str, Any]] = [entry.trial.trial.params for entry in drawn]
+    size = (11, 9, 7.5, 6.5, 5.5)[fifth] * (1 if n <= 150 else 0.6)
     return go.Scatter(
         x=x_scale.drawn(p[x_scale.name] for p in params),
         y=y_scale.drawn(p[y_scale.name] for p in params),
@@ -238,8 +248,8 @@ def _places(study: StudyResults, drawn: Sequence[_Valued], fifth: int, axes: tup
         marker={
             "color": SCALE[fifth],
             "symbol": [SYMBOLS[entry.trial.failure] for entry in drawn],
-            "size": (11, 9, 7.5, 6.5, 5.5)[fifth] * (1 if n <= 150 else 0.6),
+            "size": [max(size, _LEAST_FAILURE) if entry.trial.failure else size for entry in drawn],
             "line": {"color": INK, "width": 0.6 if fifth == 0 else 0},
         },
-        showlegend=False,
+        name=_FIFTHS[fifth],
     )

@@ -65,7 +65,17 @@ def plot_machine(file: FileResults, *, styles: Mapping[str, OptimizerStyle] | No
         )
     if found.tolerance is not None:
         for edge in (1 + found.tolerance, 1 / (1 + found.tolerance)):
-            figure.add_hline(edge, line={"color": MUTED, "width": 1, "dash": "dot"}, layer="below")
+            figure.add_hline(edge, line={"color": MUTED, "width": 1.5, "dash": "dash"}, layer="below")
+        figure.add_annotation(
+            text="flagged beyond",
+            font={"color": MUTED, "size": 11},
+            xref="paper",
+            x=1,
+            xanchor="right",
+            y=1 + found.tolerance,
+            yanchor="bottom",
+            showarrow=False,
+        )
     figure.update_yaxes(rangemode="normal")
     return figure
 

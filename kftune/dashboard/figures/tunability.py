@@ -18,6 +18,7 @@ from kftune.dashboard.formatting import in_figure, objective_title, time_unit
 __all__ = ["Spent", "plot_best_of_k", "plot_best_so_far"]
 
 Spent: TypeAlias = Literal["trials", "spent_seconds"]
+_MANY = 200
 _X_TITLES: Mapping[Spent, str] = {"trials": "trials made", "spent_seconds": "wall time of all runs (h)"}
 
 
@@ -135,6 +136,10 @@ def plot_best_so_far(
         )
     figure.update_yaxes(value_axis(best for curve in curves for best in curve.best if not math.isnan(best)))
     most = max(getattr(curve, against)[-1] for curve in curves) / scale
+    if max(curve.trials[-1] for curve in curves) > _MANY:
+        first = min(getattr(curve, against)[0] for curve in curves) / scale
+        figure.update_xaxes(value_axis([first, most]))
+        return figure
     figure.update_xaxes(range=[0, 1.02 * most])
     if against == "trials" and most < 10:
         figure.update_xaxes(dtick=1)  # there is no half of a trial

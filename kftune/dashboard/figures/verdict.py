@@ -47,19 +47,21 @@ def plot_verdict(
             yaxis=axis("optimizer", type="category", autorange="reversed", automargin=True, showgrid=True),
         )
     )
-    for row in shown:
-        figure.add_traces(_marks(row, styles[row.optimizer]))
     whole = [*losses, *ends]
     margin = 0.04 * math.log10(max(whole) / min(whole)) if min(whole) > 0 else 0.0
     x_axis = value_axis(whole)
     if margin and "range" not in x_axis:
         x_axis["range"] = [math.log10(min(whole)) - margin, math.log10(max(whole)) + margin]
+    # What ends below zero has no place on a logarithmic axis, where it goes on to the edge of the figure.
+    least = 10 ** (x_axis["range"][0] - 1) if "range" in x_axis else -math.inf
+    for row in shown:
+        figure.add_traces(_marks(row, styles[row.optimizer], least))
     figure.update_xaxes(x_axis)
     figure.update_yaxes(categoryorder="array", categoryarray=[in_figure(row.optimizer) for row in shown])
     return figure
 
 
-def _marks(row: VerdictRow, style: OptimizerStyle) -> list[go.Scatter]:
+def _marks(row: VerdictRow, style: OptimizerStyle, least: float) -> list[go.Scatter]:
     name = in_figure(row.optimizer)
     marks = []
     if row.tuned is not None:
@@ -70,9 +72,8 @@ def _marks(row: VerdictRow, style: OptimizerStyle) -> list[go.Scatter]:
             text += f" ({row.n_uncounted} more crashed)"
         if row.interval is not None:
             text += f", 95 %: {loss(row.interval[0])} to {loss(row.interval[1])}"
-            # An end below zero has no place on a logarithmic axis; Plotly draws the line out of the figure then.
             bar = go.Scatter(
-                x=list(row.interval),
+                x=[max(least, end) for end in row.interval],
                 y=[name, name],
                 mode="lines",
                 line={"color": style.colour, "width": 3},

@@ -15,7 +15,8 @@ __all__ = ["across_panel"]
 
 _PROFILES = (
     "problems on which an optimizer's best configuration reaches the target, the upper median of the optimizers' "
-    "losses, within a multiple of the fastest one's seconds: high on the left is best"
+    "losses, within a multiple of the fastest one's seconds: high on the left is best; the score is the mean "
+    "up to the dotted line"
 )
 _SYMBOLS = ("●", "■", "◆", "▲", "✚", "✖", "★", "⬢")
 
@@ -29,11 +30,13 @@ def across_panel(subject: Subject) -> Panel:
     if len(file.problems) > 1:
         spreads = optimizer_spreads([file])
         names = shared_dimensions(spreads)
-        figures = []
-        for name in names:
-            figure = plot_best_regions(file, name, styles=subject.styles, spreads=spreads)
-            if figure is not None:
-                figures.append(Figure(figure, f"where the best {name} lies on each problem"))
+        drawn = [(name, plot_best_regions(file, name, styles=subject.styles, spreads=spreads)) for name in names]
+        figures = [
+            Figure(figure, f"where the best {name} lies on each problem")
+            for name, figure in drawn
+            if figure is not None
+        ]
+        figures.sort(key=lambda part: -part.figure.layout.height)  # side by side, those of a height leave no gap
         parts = [Missing("No optimizer has three trials that ended well on each of two problems.")]
         if figures:
             parts = [_spread_table(spreads, names, file.problems), Plots(figures)]
@@ -49,9 +52,9 @@ def across_panel(subject: Subject) -> Panel:
     return Panel(
         key="across-problems",
         title="Across problems",
-        sentence="Where each optimizer's best tenth lies on each problem, on common axes: marks below each other need "
-        "little tuning. The spread is 0 if the best is always in the same place of the box, "
-        f"{number(ANYWHERE, 2)} if it may be anywhere.",
+        sentence="Where each optimizer's best tenth (at least three trials) lies on each problem, on common axes: "
+        "marks below each other need little tuning. The spread is 0 if the best is always in the same place of the "
+        f"box, {number(ANYWHERE, 2)} if it may be anywhere.",
         parts=parts,
     )
 

@@ -189,7 +189,8 @@ def _messages(file: FileResults) -> Table | None:
         ]
         for (study, purpose, outcome, line), n in said.most_common(_MOST_MESSAGES)
     ]
-    return Table(header, rows, caption="What failed runs said")
+    more = f"the {len(rows)} most frequent of {len(said)} messages" if len(said) > len(rows) else ""
+    return Table(header, rows, caption="What failed runs said", note=more)
 
 
 def _without_directories(command: str) -> str:

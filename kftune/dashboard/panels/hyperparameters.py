@@ -30,10 +30,9 @@ def hyperparameters_panel(subject: Subject) -> Panel:
     return Panel(
         key="hyperparameters",
         title="Hyperparameters",
-        sentence="Filled marks are an optimizer's best tenth (crosses and the like are failures); dotted lines are the "
-        "edges of the search box: where the best crowd at an edge, the box was too small. In maps and parallel "
-        "coordinates the best fifth stands out most. The values of the best are those of the search: they were chosen "
-        "for being low on these very seeds."
+        sentence="Filled marks are an optimizer's best tenth, at least three (crosses and the like are "
+        "failures); dotted lines are the edges of the search box: where the best crowd at an edge, the box was too "
+        "small. The values of the best are those of the search: they were chosen for being low on these very seeds."
         + (" Of many trials only a part is drawn." if _is_thinned(subject) else ""),
         parts=[Chooser(f"{subject.file.name}/{subject.problem}/hyperparameters", "optimizer", choices)],
     )

@@ -78,7 +78,7 @@ def _table(subject: Subject, verdict: ProblemVerdict) -> Table:
 
 def _row(row: VerdictRow, times: Mapping[str, tuple[float, float]], *, show_confirmed: bool) -> list[Cell]:
     time = times.get(row.study, (math.nan, 0.0))[0]
-    failed = [*_failed(row.outcomes, ""), *_failed(row.confirm_outcomes, " on fresh seeds")]
+    failed = [*_failed(row.outcomes, ""), *_failed(row.confirm_outcomes, " in confirming runs")]
     has_result = row.trial is not None
     return [
         _DASH if row.rank is None else Cell(str(row.rank)),
