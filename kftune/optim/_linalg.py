@@ -110,6 +110,42 @@ def _growing_ridge(name: str, matrix: Tensor, ridge: float) -> Tensor:
     raise CurvatureError(f"{_describe(name, matrix)} has no Cholesky factor with any ridge below that mean")
 
 
+def noisy_inverses(
+    names: Sequence[str],
+    matrices: Sequence[Tensor],
+    noise: float,
+    *,
+    noisy: Sequence[int],
+    generator: torch.Generator,
+) -> list[Tensor]:
+    """Inverses of matrices as they are, by LU factors in their own precision; some with noise added.
+
+    Args:
+        names: what each matrix is, for errors.
+        matrices: each (d, d).
+        noise: every entry of the noise is drawn from [0, noise).
+        noisy: places of the matrices that get it anyway; others get it where they are singular.
+        generator: of the noise, on the CPU.
+
+    Raises:
+        CurvatureError: where a matrix is singular with its noise too, or not finite.
+    """
+
+    def blurred(matrix: Tensor) -> Tensor:
+        drawn = torch.rand(matrix.shape, generator=generator, dtype=matrix.dtype)
+        return matrix + noise * drawn.to(matrix.device)
+
+    tried = [torch.linalg.inv_ex(blurred(m) if i in noisy else m) for i, m in enumerate(matrices)]
+    inverses = [inverse for inverse, _ in tried]
+    if tried and bool(torch.stack([info for _, info in tried]).any()):
+        for i, (_, info) in enumerate(tried):
+            if info.item():
+                inverses[i], still = torch.linalg.inv_ex(blurred(matrices[i]))
+                if still.item():
+                    raise CurvatureError(f"{_describe(names[i], matrices[i])} has no inverse")
+    return inverses
+
+
 def solve_rows(rows: Tensor, factor: Tensor) -> Tensor:
     """X(LLᵀ)⁻¹ for rows X, (n, d), and lower triangular L, (d, d)."""
     half = torch.linalg.solve_triangular(factor.T, rows, upper=True, left=False)

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from kftune.optim._base import Likelihood, OptimizerEntry, check_choice, check_range
 from kftune.optim._layerwise import LayerwiseOptimizer
 from kftune.optim._likelihoods import FISHERS, Fisher
-from kftune.optim._linalg import ridged_cholesky, solve_between
+from kftune.optim._linalg import noisy_inverses, ridged_cholesky, solve_between
 from kftune.space import Float, Int, Space
 
 Normalization: TypeAlias = Literal["max", "signed_max"]
 MomentumSchedule: TypeAlias = Literal["linear", "exponential", "paper", "constant"]
+Inversion: TypeAlias = Literal["cholesky", "lu"]
+INVERSIONS: tuple[str, ...] = get_args(Inversion)
 NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
 SCHEDULES: tuple[str, ...] = get_args(MomentumSchedule)
 
@@ -46,9 +48,13 @@ class ThesisKFAC(LayerwiseOptimizer):
             entry, which can flip the sign of a step.
         labels: whose gradients make G; the thesis' is ``permuted``: the micro-batch's own predictions (classes, or
             outputs for ``gaussian``) dealt out at random.
+        inversion: ``cholesky`` keeps every factor positive definite with ``ridge``; ``lu`` inverts them as they are, as
+            the thesis' code, which adds noise to the first layer's A, for constant pixels make it singular. With
+            factors beyond the precision of float32 the two differ: what is noise there turns the largest entry of N,
+            and with it the length of the step.
         ridge: every factor, none of whose entries exceeds 1, gets this on its diagonal, about what float32 resolves;
-            ten times as much, and so on, where that does not make it positive definite. (The thesis' code adds noise of
-            the same size to the first layer's A, which constant pixels make singular.)
+            ten times as much, and so on, where that does not make it positive definite. With ``lu`` it is the largest
+            entry of the noise, which uniform draws make.
         likelihood: the model's predictive distribution.
         seed: of the labels' permutations or draws.
 
@@ -68,6 +74,7 @@ class ThesisKFAC(LayerwiseOptimizer):
         momentum_schedule: MomentumSchedule = "linear",
         normalization: Normalization = "max",
         labels: Fisher = "permuted",
+        inversion: Inversion = "cholesky",
         ridge: float = 1e-7,
         likelihood: Likelihood,
         seed: int = 0,
@@ -78,6 +85,7 @@ class ThesisKFAC(LayerwiseOptimizer):
         check_choice("momentum_schedule", momentum_schedule, SCHEDULES)
         check_choice("normalization", normalization, NORMALIZATIONS)
         check_choice("labels", labels, FISHERS)
+        check_choice("inversion", inversion, INVERSIONS)
         check_range("ridge", ridge)
         super().__init__(
             model,
@@ -91,7 +99,8 @@ class ThesisKFAC(LayerwiseOptimizer):
         self._m_rate, self._m_max = m_rate, m_max
         self._momentum_schedule = momentum_schedule
         self._signed = normalization == "signed_max"
-        self._ridge = ridge
+        self._inversion = inversion
+        self._ridge, self._noise_seed = ridge, seed
 
     def momentum_at(self, k: int) -> float:
         """α of the update that follows k others."""
@@ -153,11 +162,16 @@ class ThesisKFAC(LayerwiseOptimizer):
         return tensor.div_(torch.where(largest == 0, torch.ones_like(largest), largest))
 
     def _factorize(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Layer → lower Cholesky factors of A and G."""
+        """Layer → lower Cholesky factors of A and G; with ``lu`` their inverses."""
         seen = [(name, state) for name, state in self._layer_state.items() if "gradient_covariance" in state]
         names = [f"{side} covariance of layer {name!r}" for name, _ in seen for side in ("input", "gradient")]
         matrices = [state[f"{side}_covariance"] for _, state in seen for side in ("input", "gradient")]
-        factors = ridged_cholesky(names, matrices, self._ridge)
+        if self._inversion == "lu":
+            # The same in every process, which must not drift apart, and in a run that is resumed.
+            generator = torch.Generator().manual_seed((self._noise_seed * 1_000_003 + self._n_updates) % 2**63)
+            factors = noisy_inverses(names, matrices, self._ridge, noisy=(0,), generator=generator)
+        else:
+            factors = ridged_cholesky(names, matrices, self._ridge)
         return {name: (factors[2 * i], factors[2 * i + 1]) for i, (name, _) in enumerate(seen)}
 
     def _steps(self, factors: dict[str, tuple[Tensor, Tensor]]) -> dict[nn.Parameter, Tensor]:
@@ -168,7 +182,8 @@ class ThesisKFAC(LayerwiseOptimizer):
             if name in factors:
                 layer = self._layers[name]
                 V = self._normalize(layer.join(gradients).clone())
-                found[name] = self._normalize(solve_between(factors[name][1], V, factors[name][0]))
+                A, G = factors[name]
+                found[name] = self._normalize(G @ V @ A if self._inversion == "lu" else solve_between(G, V, A))
         steps = self._split(found)
         return steps | {p: self._normalize(g.clone()) for p, g in gradients.items() if p not in steps}
 
@@ -197,6 +212,7 @@ ENTRIES = (
             ({"m_max": 1.0}, "m_max must be in [0, 1), got 1.0"),
             ({"momentum_schedule": "cosine"}, "momentum_schedule must be one of linear, exponential, paper, constant"),
             ({"normalization": "mean"}, "normalization must be one of max, signed_max, got 'mean'"),
+            ({"inversion": "qr"}, "inversion must be one of cholesky, lu, got 'qr'"),
             ({"labels": "sampled"}, "labels must be one of mc, exact, empirical, permuted, got 'sampled'"),
         ),
         deterministic={"labels": "exact"},

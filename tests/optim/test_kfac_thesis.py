@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from kftune.errors import CurvatureError
 from kftune.optim import ThesisKFAC
+from kftune.optim._linalg import noisy_inverses
 from tests.optim._dense import (
     DTYPE,
     layer_matrix,
@@ -74,10 +76,12 @@ class Transcription:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("normalization", ["max", "signed_max"])
-def test_it_is_the_thesis_algorithm(normalization, bias):
+@pytest.mark.parametrize("inversion", ["cholesky", "lu"])
+def test_it_is_the_thesis_algorithm(inversion, normalization, bias):
     settings = {"lr": 0.02, "m_rate": 3.0, "m_max": 0.4}
     ours, theirs = make_net(4, 6, 3, bias=bias), make_net(4, 6, 3, bias=bias)
-    optimizer = ThesisKFAC(ours, likelihood="gaussian", normalization=normalization, ridge=0.0, seed=7, **settings)
+    settings_of_ours = settings | {"normalization": normalization, "inversion": inversion, "ridge": 0.0, "seed": 7}
+    optimizer = ThesisKFAC(ours, likelihood="gaussian", **settings_of_ours)
     reference = Transcription(theirs, signed=normalization == "signed_max", seed=7, **settings)
     start = layer_matrix(ours[0])
     for step in range(6):
@@ -116,19 +120,49 @@ def test_momentum_schedules(schedule, expected):
         assert optimizer.momentum_at(k) == pytest.approx(min(expected(k), 0.9))
 
 
-def test_constant_inputs_dead_units_and_small_batches_stay_finite():
+@pytest.mark.parametrize("inversion", ["cholesky", "lu"])
+def test_constant_inputs_dead_units_and_small_batches_stay_finite(inversion):
     """Factors that are singular many times over, in float32: zero-variance pixels, a dead ReLU, two examples."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 8, bias=False), nn.ReLU(), nn.Linear(8, 20, bias=False))
     with torch.no_grad():
         model[0].weight[0] = -1.0
-    optimizer = ThesisKFAC(model, lr=0.01, likelihood="gaussian")
+    optimizer = ThesisKFAC(model, lr=0.01, likelihood="gaussian", inversion=inversion)
     x = torch.rand(50, 20) * (torch.arange(20) < 12)
     for step in range(10):
         batch = x[2 * step : 2 * step + 2]
         optimizer.step(make_closure(model, batch, batch, "gaussian"))
     for p in model.parameters():
         assert torch.isfinite(p).all()
+
+
+def test_noise_makes_the_first_inputs_invertible_and_is_small():
+    """With ``lu`` only the first layer's inputs get noise, of size ``ridge``, and the same again after a restart."""
+    x, y = make_batch("gaussian", 60, 4, 3)
+    x[:, 1] = 0.0
+
+    def step(*, ridge, seed=0):
+        model = make_net(4, 6, 3, bias=False)
+        optimizer = ThesisKFAC(
+            model, lr=0.1, likelihood="gaussian", labels="exact", inversion="lu", ridge=ridge, seed=seed
+        )
+        optimizer.step(make_closure(model, x, y, "gaussian"))
+        return [layer_matrix(module) for module in linear_layers(model).values()]
+
+    first, last = step(ridge=1e-9)
+    again, other = step(ridge=1e-9), step(ridge=1e-9, seed=1)
+    assert torch.equal(first, again[0])
+    assert not torch.equal(first, other[0])
+    assert torch.equal(last, other[1])
+    assert torch.isfinite(first).all()
+
+
+def test_what_noise_does_not_make_invertible_is_an_error():
+    names, zeros = ["the input covariance of layer 'a'"], [torch.zeros(3, 3)]
+    with pytest.raises(CurvatureError, match=r"input covariance of layer 'a' .* has no inverse"):
+        noisy_inverses(names, zeros, 0.0, noisy=(), generator=torch.Generator())
+    (inverse,) = noisy_inverses(names, [torch.eye(3)], 0.0, noisy=(0,), generator=torch.Generator())
+    assert torch.equal(inverse, torch.eye(3))
 
 
 def test_a_zero_gradient_leaves_the_weights():
