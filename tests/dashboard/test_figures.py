@@ -198,9 +198,16 @@ def test_of_many_ranked_things_the_first_few_are_all_kept(n: int, most: int) -> 
 
 @pytest.mark.parametrize(
     ("values", "dtick"),
-    [([2.0, 2.05], "L1"), ([0.136, 0.161], "L0.005"), ([1.0, 5.0], "L1"), ([1.0, 6.0], "D2"), ([1e-4, 1.0], None)],
+    [
+        ([2.0, 2.05], "L1"),
+        ([0.136, 0.161], "L0.005"),
+        ([1.0, 5.0], "L1"),
+        ([1.0, 6.0], "D2"),
+        ([1e-4, 1.0], 1),
+        ([1e-9, 10.0], 2),
+    ],
 )
-def test_a_logarithmic_axis_has_a_few_round_ticks(values: list[float], dtick: str | None) -> None:
+def test_a_logarithmic_axis_has_a_few_round_ticks(values: list[float], dtick: str | int) -> None:
     axis = value_axis(values)
     assert (axis["type"], axis.get("dtick")) == ("log", dtick)
 
@@ -334,7 +341,7 @@ def test_every_figure_of_the_catalogue_is_drawn(confirmed: FileResults, name: st
         ([0.1, 2.0], {"type": "log", "dtick": "D2"}),
         ([0.0, 2.0], {"type": "linear"}),
         ([-1.0, 2.0], {"type": "linear"}),
-        ([1e-6, 1e3], {"type": "log"}),
+        ([1e-6, 1e3], {"type": "log", "dtick": 2}),
         ([1.0, 2.0], {"type": "log"}),
         ([2.0, 2.0], {"type": "log", "range": [0.0, pytest.approx(math.log10(4))]}),
     ],

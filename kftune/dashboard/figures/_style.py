@@ -60,6 +60,7 @@ DARK = (
 """Every colour of a figure → its counterpart on dark paper; the page exchanges them."""
 
 _NO_RANGE, _SHORT_RANGE, _LONG_RANGE = 1.05, 5.0, 500.0
+_MOST_DECADES = 6
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
@@ -145,4 +146,4 @@ def value_axis(values: Iterable[float]) -> dict[str, Any]:
         return axis | {"dtick": f"L{_round_step((high - low) / 5):g}", "tickformat": "~g"}
     if high < _LONG_RANGE * low:
         return axis | {"dtick": "D2", "tickformat": "~g"}
-    return axis
+    return axis | {"dtick": math.ceil(math.log10(high / low) / _MOST_DECADES), "tickformat": "~g"}

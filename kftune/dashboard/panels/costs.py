@@ -45,7 +45,7 @@ def batch_panel(subject: Subject) -> Panel:
     return Panel(
         key="batch-size",
         title="Batch size",
-        sentence="Every trial of which a run ended well: at equal seconds a large batch costs updates, at equal "
+        sentence="Every trial of which all runs ended well: at equal seconds a large batch costs updates, at equal "
         "updates it only helps; an optimizer whose marks stay low to the right makes use of large batches. The share "
         "of inversion falls as batches grow.",
         parts=[plots(drawn, missing=nothing_yet(subject), marks=[s.record.optimizer for s in subject.studies])],
