@@ -5,8 +5,8 @@ Rows go straight into the tables, kftune's and Optuna's own; a runner's way, one
 
 from __future__ import annotations
 
+import argparse
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
@@ -159,4 +159,8 @@ def _value(distribution: Any, share: float) -> Any:
 
 
 if __name__ == "__main__":
-    make_large(f"sqlite:///{sys.argv[1]}", n_trials=int(sys.argv[2]) if len(sys.argv) > 2 else 10_000)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file")
+    parser.add_argument("n_trials", nargs="?", type=int, default=10_000)
+    arguments = parser.parse_args()
+    make_large(f"sqlite:///{arguments.file}", n_trials=arguments.n_trials)
