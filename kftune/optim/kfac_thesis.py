@@ -49,8 +49,8 @@ class ThesisKFAC(LayerwiseOptimizer):
         labels: whose gradients make G; the thesis' is ``permuted``: the micro-batch's own predictions (classes, or
             outputs for ``gaussian``) dealt out at random.
         inversion: ``cholesky`` keeps every factor positive definite with ``ridge``; ``lu`` inverts them as they are, as
-            the thesis' code, which adds noise to the first layer's A, for constant pixels make it singular. Most of that
-            layer's step is noise then.
+            the thesis' code, which adds noise to the first layer's A, for constant pixels make it singular. Most of
+            that layer's step is noise then.
         ridge: every factor, none of whose entries exceeds 1, gets this on its diagonal, about what float32 resolves;
             ten times as much, and so on, where that does not make it positive definite. With ``lu`` it is the largest
             entry of the noise, which uniform draws make.
