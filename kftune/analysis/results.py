@@ -30,7 +30,7 @@ class TrialResults:
         runs: of the search, by repeat; fewer than asked for while the trial is running, if it was pruned, and if its
             first was hopeless.
         run_values: the objective of each run; None where it has none (crashed, or read without curves).
-        is_startup: drawn at random, and not by the sampler's model or design.
+        is_startup: drawn at random from the study's own search space, and not by the sampler's model or design.
         repeats: how many runs a trial of its study is to have.
     """
 
@@ -298,7 +298,7 @@ def _trials(
             trial=trial,
             runs=tuple(by_trial.get(trial.number, ())),
             run_values=tuple(value(run) for run in by_trial.get(trial.number, ())),
-            is_startup=trial.number < n_startup and not trial.is_enqueued,
+            is_startup=trial.number < n_startup and not trial.is_enqueued and not trial.is_from_elsewhere,
             repeats=int(record.config.get("repeats", 0)),
         )
         for trial in trials

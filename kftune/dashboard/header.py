@@ -68,7 +68,8 @@ def make_header(file: FileResults) -> Header:
 def _facts(file: FileResults, status: FileStatus) -> list[Fact]:
     config = file.config
     n_runs = sum(study.n_runs for study in status.studies)
-    n_at_random = n_random(file.studies[-1].record)
+    last = file.studies[-1]
+    n_at_random = 0 if any(trial.trial.is_from_elsewhere for trial in last.trials) else n_random(last.record)
     startup = f", {n_at_random} of them at random" if 0 < n_at_random < status.studies[0].n_trials else ""
     return [
         Fact("problems", ", ".join(file.problems)),

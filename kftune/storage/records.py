@@ -10,8 +10,11 @@ from typing import Any, Literal, TypeAlias
 from kftune.space import Value
 from kftune.training.results import RunResult
 
-__all__ = ["Purpose", "RunRecord", "SessionRecord", "StudyRecord", "TrialRecord"]
+__all__ = ["ELSEWHERE_KEY", "Purpose", "RunRecord", "SessionRecord", "StudyRecord", "TrialRecord"]
 
+
+ELSEWHERE_KEY = "kftune:from_elsewhere"
+"""Optuna's user attribute of a trial that was taken over from a study with another search space."""
 
 Purpose: TypeAlias = Literal["search", "confirm"]
 """Why a run was made: to find good hyperparameters, or to measure some on seeds that had no part in finding them."""
@@ -121,6 +124,7 @@ class TrialRecord:
         datetime_start: local time of the machine that ran it, without zone, as Optuna stores it.
         datetime_complete: likewise; None while it runs.
         is_enqueued: its configuration was given, at least in part, and not proposed by the sampler.
+        is_from_elsewhere: it was taken over from a study with another search space.
     """
 
     number: int
@@ -130,3 +134,4 @@ class TrialRecord:
     datetime_start: datetime | None
     datetime_complete: datetime | None
     is_enqueued: bool = False
+    is_from_elsewhere: bool = False

@@ -25,7 +25,7 @@ from kftune.storage._connecting import Access, Database, storage_errors
 from kftune.storage._opening import dispose, make_file, open_engines
 from kftune.storage._registering import check_same, left_out
 from kftune.storage._rows import delete_reports, put_study, run_record, run_row, session_row
-from kftune.storage.records import Purpose, RunRecord, SessionRecord, StudyRecord, TrialRecord
+from kftune.storage.records import ELSEWHERE_KEY, Purpose, RunRecord, SessionRecord, StudyRecord, TrialRecord
 from kftune.training.results import CurvePoint
 
 __all__ = ["Repository", "RunRecord", "SessionRecord", "StudyRecord", "TrialRecord"]
@@ -213,6 +213,7 @@ class Repository:
                 datetime_start=trial.datetime_start,
                 datetime_complete=trial.datetime_complete,
                 is_enqueued="fixed_params" in trial.system_attrs,
+                is_from_elsewhere=ELSEWHERE_KEY in trial.user_attrs,
             )
             for trial in trials
         ]

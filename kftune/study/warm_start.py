@@ -12,10 +12,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from kftune.errors import UnknownNameError
 from kftune.space import Dimension, Float, Space, Value
 from kftune.storage.repository import Repository, StudyRecord
-from kftune.study.config import StudyConfig, StudyPlan, WarmStartConfig, storage_url
+from kftune.study.config import StudyConfig, StudyPlan, WarmStartConfig, storage_url, without_password
 from kftune.study.samplers._coordinates import active_dimensions, distribution
 
-__all__ = ["Candidate", "enqueue", "find_candidates"]
+__all__ = ["Candidate", "enqueue", "find_candidates", "take_over_sources"]
 
 _DONE_KEY = "kftune:warm_start"
 _SOURCE_KEY = "kftune:source"
@@ -28,7 +28,7 @@ class Candidate:
 
     Attributes:
         study: the study's name.
-        source: as the study file names it.
+        source: as the study file names it, without a password.
         origin: the trial it comes from; None if the source has none of this optimizer.
         params: its configuration, as the sampler's values by sampled name.
         unknown: the dimensions of the study that the trial has no value of.
@@ -60,7 +60,7 @@ def find_candidates(config: StudyConfig, plans: Sequence[StudyPlan], repository:
     had = {plan.study: _sources_had(plan.study, repository) for plan in plans}
     found = []
     for start in config.warm_start:
-        waiting = [plan for plan in plans if start.source not in had[plan.study]]
+        waiting = [plan for plan in plans if without_password(start.source) not in had[plan.study]]
         if not waiting:
             continue
         database, _, name = start.source.rpartition("#")
@@ -108,7 +108,7 @@ def _of_source(
             if record.identity.get("optimizer") == plan.optimizer_name and not (is_own and record.study == plan.study)
             for candidate in _best(start, record, plan, repository)
         ]
-        found += best or [Candidate(study=plan.study, source=start.source, params={})]
+        found += best or [Candidate(study=plan.study, source=without_password(start.source), params={})]
     return found
 
 
@@ -124,7 +124,7 @@ def _best(start: WarmStartConfig, record: StudyRecord, plan: StudyPlan, reposito
         params, unknown, outside = _placed(plan.space, resolved[trial.number], sampled=trial.params)
         yield Candidate(
             study=plan.study,
-            source=start.source,
+            source=without_password(start.source),
             origin=f"{record.study}, trial {trial.number}",
             params=params,
             unknown=unknown,
@@ -248,5 +248,15 @@ def enqueue(
                     names = ", ".join(candidate.unknown)
                     say(f"{plan.study}: {candidate.origin} has no {names}: the sampler chooses")
                 study.enqueue_trial(dict(candidate.params), {_SOURCE_KEY: candidate.origin}, skip_if_exists=True)
-        had = _sources_had(plan.study, repository)
-        study.set_user_attr(_DONE_KEY, list(dict.fromkeys((*had, *(candidate.source for candidate in mine)))))
+        _note_sources(plan.study, [candidate.source for candidate in mine], repository)
+
+
+def take_over_sources(before: str, after: str, repository: Repository) -> None:
+    """A study that begins with another's trials has had what that one was given."""
+    _note_sources(after, _sources_had(before, repository), repository)
+
+
+def _note_sources(study: str, sources: Sequence[str], repository: Repository) -> None:
+    had = _sources_had(study, repository)
+    stored = optuna.load_study(study_name=study, storage=repository.optuna_storage)
+    stored.set_user_attr(_DONE_KEY, list(dict.fromkeys((*had, *sources))))

@@ -12,15 +12,18 @@ from optuna.trial import FrozenTrial
 
 from kftune.errors import UsageError
 from kftune.space import Float, Int
+from kftune.storage.records import ELSEWHERE_KEY
 from kftune.storage.repository import Repository
 from kftune.study.config import StudyConfig, StudyPlan, config_from_dict
 from kftune.study.lock import sole_runner
 from kftune.study.runner import study_records
 from kftune.study.samplers._coordinates import distributions
+from kftune.study.warm_start import take_over_sources
 
 __all__ = ["WIDE_SUFFIX", "take_over", "widened"]
 
 WIDE_SUFFIX = "-wide"
+_SOURCE_KEY = "kftune:source"
 _GIVEN = "fixed_params"  # where Optuna keeps what was enqueued
 
 Boxes = Mapping[tuple[str, str], tuple[float, float]]
@@ -100,6 +103,7 @@ def _take_over(before: StudyPlan, after: StudyPlan, repository: Repository) -> i
     n_there = len(target.get_trials(deepcopy=False))
     done = {(run.trial, run.repeat) for run in repository.runs(after.study, curves=False)}
     ledgers = {session.id: session.ledger for session in repository.sessions()}
+    elsewhere = {ELSEWHERE_KEY: True} if before.space != after.space else {}
     for number, trial in enumerate(settled):
         if number < n_there:
             continue
@@ -117,9 +121,10 @@ def _take_over(before: StudyPlan, after: StudyPlan, repository: Repository) -> i
                 intermediate_values=trial.intermediate_values,
                 # That a configuration was given, and not proposed.
                 system_attrs={name: trial.system_attrs[name] for name in (_GIVEN,) if name in trial.system_attrs},
-                user_attrs={"kftune:source": f"{before.study}, trial {trial.number}"},
+                user_attrs={_SOURCE_KEY: f"{before.study}, trial {trial.number}"} | elsewhere,
             )
         )
+    take_over_sources(before.study, after.study, repository)
     return len(settled)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from kftune.errors import StorageError
@@ -177,6 +178,16 @@ def test_a_source_that_was_taken_from_may_go(tmp_path: Path) -> None:
     other = small(tmp_path, warm_start=[f"{source}#old", f"{source}#older"], trials=3)
     with pytest.raises(StorageError, match="there is no database"):
         run(other)
+
+
+def test_a_source_that_was_taken_from_is_known_without_its_password(tmp_path: Path) -> None:
+    run(small(tmp_path, trials=1))
+    source = "postgresql://me:{}@nowhere.invalid/db#old"
+    again = small(tmp_path, warm_start=source.format("secret"), trials=2)
+    with Repository.open(again.storage) as repository:
+        study = optuna.load_study(study_name="runner/digits_mlp/sgd", storage=repository.optuna_storage)
+        study.set_user_attr("kftune:warm_start", [source.format("***")])
+        assert find_candidates(again, again.plans(), repository) == []
 
 
 def test_candidates_are_found_before_the_database_is_there(tmp_path: Path) -> None:

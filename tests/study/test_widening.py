@@ -7,6 +7,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from kftune.analysis.results import load_results
 from kftune.errors import UsageError
 from kftune.storage.repository import Repository
 from kftune.study.widening import take_over, widened
@@ -119,3 +120,33 @@ def test_what_was_given_stays_given(tmp_path: Path) -> None:
         take_over(old, new, repository=repository, say=lambda text: None)
         moved = repository.trials("runner-wide/digits_mlp/sgd")
     assert [trial.is_enqueued for trial in moved] == [False, False, True]
+
+
+def test_only_draws_from_a_box_that_has_not_changed_still_count_as_random(tmp_path: Path) -> None:
+    old = config(tmp_path, optimizers=[NARROW, "adamw"], trials=2, startup_trials=3, repeats=1)
+    run(old)
+    new = widened(old, {("sgd", "lr"): (1e-4, 1.0)})
+    with Repository.open(old.storage) as repository:
+        take_over(old, new, repository=repository, say=lambda text: None)
+    run(new)
+    with Repository.open(old.storage) as repository:
+        files = {file.name: file for file in load_results(repository)}
+    random = {study.record.optimizer: [t.is_startup for t in study.trials] for study in files["runner-wide"].studies}
+    assert random == {"sgd": [False, False, True, False], "adamw": [True, True, True, False]}
+    assert all(trial.is_startup for study in files["runner"].studies for trial in study.trials)
+
+
+def test_what_the_narrower_study_started_from_is_not_looked_for_again(tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    run(config(tmp_path / "first", name="first", optimizers=[NARROW], trials=1, repeats=1))
+    source = tmp_path / "first" / "runner.db"
+    old = config(tmp_path, optimizers=[NARROW], trials=1, repeats=1, warm_start=f"{source}#first")
+    run(old)
+    source.unlink()
+    new = widened(old, {("sgd", "lr"): (1e-4, 1.0)})
+    with Repository.open(old.storage) as repository:
+        take_over(old, new, repository=repository, say=lambda text: None)
+    assert run(new).outcome == "complete"
+    with Repository.open(old.storage) as repository:
+        moved = repository.trials("runner-wide/digits_mlp/sgd")
+    assert [trial.is_enqueued for trial in moved] == [True, False]

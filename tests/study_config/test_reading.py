@@ -194,6 +194,12 @@ def test_a_password_is_not_stored(study_file: Path) -> None:
     config = load(study_file, "storage=postgresql+psycopg://me:secret@host:5432/db")
     assert "secret" in config.storage
     assert config.to_dict()["storage"] == "postgresql+psycopg://me:***@host:5432/db"
+    started = load(study_file, 'warm_start=["postgresql+psycopg://me:secret@host:5432/db#mnist", other]')
+    assert "secret" in started.warm_start[0].source
+    assert [start["from"] for start in started.to_dict()["warm_start"]] == [
+        "postgresql+psycopg://me:***@host:5432/db#mnist",
+        "other",
+    ]
 
 
 def test_threads_are_shared_out_among_the_workers(study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

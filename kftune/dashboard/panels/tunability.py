@@ -22,7 +22,8 @@ def tunability_panel(subject: Subject) -> Panel:
     ]
     no_random = (
         "No trial drawn at random has finished: the expected best of k is computed from such trials alone "
-        "(`startup_trials` of the study file; a grid and a Sobol' sequence have none)."
+        "(`startup_trials` of the study file; a grid and a Sobol' sequence have none, and those that `--widen` takes "
+        "over were drawn from a narrower box)."
     )
     parts: list[Part] = [
         plots([(expected, f"expected best of k random configurations on {problem}")], missing=no_random),

@@ -292,6 +292,9 @@ class StudyConfig(Strict):
     def to_dict(self) -> dict[str, Any]:
         """Plain data with every default filled in; ``config_from_dict`` makes an equal config from it.
 
-        A password in the database's URL is left out: what is stored is shown to others.
+        Passwords in databases' URLs are left out: what is stored is shown to others.
         """
-        return self.model_dump(mode="json", by_alias=True) | {"storage": without_password(self.storage)}
+        data = self.model_dump(mode="json", by_alias=True) | {"storage": without_password(self.storage)}
+        for start in data["warm_start"]:
+            start["from"] = without_password(start["from"])
+        return data
