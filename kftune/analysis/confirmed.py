@@ -47,8 +47,8 @@ class ConfirmedResult:
         interval: 95 % interval of the mean over seeds (Student's t); None with fewer than two values.
         step: of the grid on which the study's losses lie, as test errors do; 0 for none.
         tuned: the trial's value in the search; never part of ``mean``.
-        updates: parameter updates per run, mean.
-        train_seconds: per run, mean.
+        updates: parameter updates per run with a value, mean; of all runs where none has one.
+        train_seconds: likewise.
         outcomes: outcome → number of runs.
         params: resolved hyperparameters.
     """
@@ -149,6 +149,7 @@ def _result(study: StudyResults, runs: Sequence[RunRecord], tuned: float | None,
         values[repeat] = _value(study, run)
         seeds[repeat] = run.seed
     known = [value for value in values if value is not None]
+    counted = [run for run in by_repeat.values() if values[run.repeat] is not None] or runs
     record = study.record
     return ConfirmedResult(
         study=record.study,
@@ -162,8 +163,8 @@ def _result(study: StudyResults, runs: Sequence[RunRecord], tuned: float | None,
         interval=mean_interval(known, step=step),
         step=step,
         tuned=tuned,
-        updates=fmean(run.result.updates for run in runs),
-        train_seconds=fmean(run.result.train_seconds for run in runs),
+        updates=fmean(run.result.updates for run in counted),
+        train_seconds=fmean(run.result.train_seconds for run in counted),
         outcomes=dict(Counter(run.result.outcome.value for run in runs)),
         params=dict(runs[0].params),
     )

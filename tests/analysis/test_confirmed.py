@@ -56,6 +56,8 @@ def test_failed_runs_count_as_untrained_and_crashed_ones_not_at_all() -> None:
     assert result.mean == pytest.approx((1 + 2 * UNTRAINED) / 3)
     assert result.outcomes == {"completed": 1, "crashed": 1, "diverged": 1, "out_of_memory": 1}
     assert result.by_repeat() == {0: 1.0, 2: UNTRAINED, 3: UNTRAINED}
+    # 2 s each of the first and the one that diverged, 0 s of the one out of memory; the crashed one is not counted.
+    assert (result.train_seconds, result.updates) == (pytest.approx(4 / 3), pytest.approx(40 / 3))
 
 
 def test_budgets_are_kept_apart_and_the_search_is_not_mixed_in() -> None:

@@ -191,6 +191,19 @@ def test_a_part_in_use_waits_until_it_is_let_go(open_page: Open, served: Served)
     wait_until(page, f"document.querySelector('.budget output').textContent === {chosen!r}")
 
 
+def test_text_that_is_selected_stays_so_until_it_is_let_go(open_page: Open, served: Served) -> None:
+    page = open_page(served.url).page
+    page.evaluate("window.marked = document.querySelector('.budget')")
+    page.evaluate("getSelection().selectAllChildren(window.marked.querySelector('h3, h2, p'))")
+    selected = page.evaluate("getSelection().toString()")
+    grow(f"sqlite:///{served.database}", optimizers=FEW)
+    wait_until(page, "document.querySelector('.state').textContent === '6 of 18 trials'", seconds=60)
+    assert page.evaluate("window.marked.isConnected")
+    assert page.evaluate("getSelection().toString()") == selected != ""
+    page.evaluate("getSelection().empty()")
+    wait_until(page, "!window.marked.isConnected", seconds=60)
+
+
 def test_it_changes_nothing_and_ends_with_ctrl_c(served: Served) -> None:
     size = served.database.stat().st_size
     first = ask(served, "GET", "/revision")

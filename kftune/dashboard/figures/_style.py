@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import plotly.graph_objects as go
 
@@ -18,6 +18,7 @@ __all__ = [
     "SCALE",
     "OptimizerStyle",
     "axis",
+    "label_level",
     "layout",
     "optimizer_styles",
     "value_axis",
@@ -124,14 +125,31 @@ def layout(*, x_title: str, y_title: str, **other: Any) -> go.Layout:
     return go.Layout(plain | other)
 
 
+def label_level(figure: go.Figure, text: str, y: float, *, side: Literal["left", "right"]) -> None:
+    """A small note just above a horizontal line, at one end of the plot; ``y`` is the logarithm on a log axis."""
+    figure.add_annotation(
+        text=text,
+        font={"color": MUTED, "size": 11},
+        xref="paper",
+        x=0 if side == "left" else 1,
+        xanchor=side,
+        y=y,
+        yanchor="bottom",
+        showarrow=False,
+    )
+
+
 def _round_step(least: float) -> float:
     """The next larger of 1, 2 and 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(least))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
 
 
-def value_axis(values: Iterable[float]) -> dict[str, Any]:
-    """A logarithmic axis for all of ``values`` (at least one) if they are positive, else a linear one."""
+def value_axis(values: Iterable[float], *, n_labels: int = 5) -> dict[str, Any]:
+    """A logarithmic axis for all of ``values`` (at least one) if they are positive, else a linear one.
+
+    ``n_labels`` is about how many there is room for along an axis that is shorter than a decade.
+    """
     drawn = list(values)
     low, high = min(drawn), max(drawn)
     if low <= 0:
@@ -143,7 +161,7 @@ def value_axis(values: Iterable[float]) -> dict[str, Any]:
         return axis | {"range": ends, "dtick": f"L{_round_step(low / 2):g}", "tickformat": "~g"}
     # Left alone, Plotly labels every digit until they overlap.
     if high <= _SHORT_RANGE * low:
-        return axis | {"dtick": f"L{_round_step((high - low) / 5):g}", "tickformat": "~g"}
+        return axis | {"dtick": f"L{_round_step((high - low) / n_labels):g}", "tickformat": "~g"}
     if high < _LONG_RANGE * low:
         return axis | {"dtick": "D2", "tickformat": "~g"}
     return axis | {"dtick": math.ceil(math.log10(high / low) / _MOST_DECADES), "tickformat": "~g"}

@@ -17,14 +17,22 @@ from kftune.dashboard.figures._arrays import floats, spread_out, wholes
 from kftune.dashboard.figures._style import OptimizerStyle, layout, optimizer_styles, value_axis
 from kftune.dashboard.formatting import in_figure, objective_title
 
-__all__ = ["Batch", "common_updates", "has_accumulation", "plot_inversion_share", "plot_loss_against_batch"]
+__all__ = [
+    "MOST_TRIALS",
+    "Batch",
+    "common_updates",
+    "has_accumulation",
+    "plot_inversion_share",
+    "plot_loss_against_batch",
+]
 
 Batch: TypeAlias = Literal["batch_size", "effective_batch_size"]
 _X_TITLES: Mapping[Batch, str] = {
     "batch_size": "batch size (examples in a forward pass{})",
     "effective_batch_size": "effective batch size (examples per update{})",
 }
-_MOST = 300
+MOST_TRIALS = 300
+"""Of an optimizer; of more, some are drawn."""
 
 
 class _Point(NamedTuple):
@@ -127,7 +135,7 @@ def _losses(study: StudyResults, batch: Batch, at_updates: int | None) -> list[_
         for trial in _well(study)
         if (size := _batch(trial, batch)) is not None and (at_updates is None or _updates(trial) >= at_updates)
     ]
-    kept = [sized[i] for i in spread_out(len(sized), _MOST)]
+    kept = [sized[i] for i in spread_out(len(sized), MOST_TRIALS)]
     losses = {trial.trial.number: trial.trial.value for trial, _ in kept}
     if at_updates is not None:
         only = replace(study, trials=tuple(trial for trial, _ in kept))
@@ -161,7 +169,7 @@ def plot_inversion_share(
             if (size := _batch(trial, "effective_batch_size")) is not None and (share := _inverting(trial)) is not None
         ]
         if any(point.y > 0 for point in found):
-            points.append((study, [found[i] for i in spread_out(len(found), _MOST)]))
+            points.append((study, [found[i] for i in spread_out(len(found), MOST_TRIALS)]))
     title = "time spent inverting (%)"
     titles = (_x_title(file, problem, "effective_batch_size"), title)
     return _figure(file, points, titles=titles, y_axis={"type": "linear", "rangemode": "tozero"}, styles=styles)

@@ -15,9 +15,9 @@ from kftune.dashboard.figures._style import INK, MUTED, RULE, SCALE, OptimizerSt
 from kftune.dashboard.figures.sorted_losses import SYMBOLS
 from kftune.dashboard.formatting import in_figure, objective_title
 
-__all__ = ["MOST_POINTS", "map_pairs", "plot_map", "plot_parallel_coordinates", "plot_slices"]
+__all__ = ["MOST_LINES", "MOST_POINTS", "map_pairs", "plot_map", "plot_parallel_coordinates", "plot_slices"]
 
-MOST_POINTS, _MOST_LINES = 400, 120
+MOST_POINTS, MOST_LINES = 400, 120
 _COLUMNS, _ROW_HEIGHT = 4, 230
 _SMALL = {"size": 11, "color": MUTED}
 _FIFTHS = ("best fifth", "second", "third", "fourth", "worst fifth or failed")
@@ -128,7 +128,7 @@ def plot_parallel_coordinates(study: StudyResults) -> go.Figure | None:
     Returns:
         None while there is no trial with a value, or fewer than two hyperparameters are searched.
     """
-    drawn, dimensions = _valued(study, _MOST_LINES, evenly=True), scales(study)
+    drawn, dimensions = _valued(study, MOST_LINES, evenly=True), scales(study)
     if not drawn or len(dimensions) < 2:
         return None
     n_axes = len(dimensions)

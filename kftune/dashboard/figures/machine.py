@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from kftune.analysis.health import health
 from kftune.analysis.results import FileResults
 from kftune.dashboard.figures._arrays import floats, spread_out, wholes
-from kftune.dashboard.figures._style import MUTED, OptimizerStyle, layout, optimizer_styles
+from kftune.dashboard.figures._style import MUTED, OptimizerStyle, label_level, layout, optimizer_styles
 from kftune.dashboard.formatting import time_unit
 
 __all__ = ["plot_machine"]
@@ -66,17 +66,11 @@ def plot_machine(file: FileResults, *, styles: Mapping[str, OptimizerStyle] | No
     if found.tolerance is not None:
         for edge in (1 + found.tolerance, 1 / (1 + found.tolerance)):
             figure.add_hline(edge, line={"color": MUTED, "width": 1.5, "dash": "dash"}, layer="below")
-        figure.add_annotation(
-            text="flagged beyond",
-            font={"color": MUTED, "size": 11},
-            xref="paper",
-            x=1,
-            xanchor="right",
-            y=1 + found.tolerance,
-            yanchor="bottom",
-            showarrow=False,
-        )
-    figure.update_yaxes(rangemode="normal")
+        label_level(figure, "flagged beyond", 1 + found.tolerance, side="right")
+        # Plotly would end the axis on the lower line.
+        ends = [1 + found.tolerance, 1 / (1 + found.tolerance), *(reading.slowdown for reading in readings)]
+        margin = 0.05 * (max(ends) - min(ends))
+        figure.update_yaxes(range=[min(ends) - margin, max(ends) + margin])
     return figure
 
 

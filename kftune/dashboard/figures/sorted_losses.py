@@ -12,7 +12,7 @@ from kftune.analysis.budget import over_budget, tuned_for
 from kftune.analysis.curves import Across
 from kftune.analysis.results import FileResults, StudyResults, TrialResults
 from kftune.dashboard.figures._arrays import floats, visible, wholes
-from kftune.dashboard.figures._style import MUTED, OptimizerStyle, layout, optimizer_styles, value_axis
+from kftune.dashboard.figures._style import MUTED, OptimizerStyle, label_level, layout, optimizer_styles, value_axis
 from kftune.dashboard.formatting import duration, in_figure, objective_title
 from kftune.training.results import Outcome, RunResult
 
@@ -116,16 +116,8 @@ def plot_sorted_losses(
 def mark_untrained(figure: go.Figure, value: float, *, is_log: bool) -> None:
     """A line at the loss before training."""
     figure.add_hline(y=value, line={"color": MUTED, "width": 1, "dash": "dot"}, layer="below")
-    figure.add_annotation(
-        text="untrained",
-        font={"color": MUTED, "size": 11},
-        xref="paper",
-        x=0,
-        xanchor="left",
-        y=math.log10(value) if is_log else value,  # where a shape takes a value, an annotation takes its logarithm
-        yanchor="bottom",
-        showarrow=False,
-    )
+    level = math.log10(value) if is_log else value  # where a shape takes a value, an annotation takes its logarithm
+    label_level(figure, "untrained", level, side="left")
 
 
 def _line(optimizer: str, study: str, trials: list[_SortedTrial], style: OptimizerStyle, *, is_log: bool) -> go.Scatter:

@@ -128,6 +128,7 @@ def plot_best_so_far(
                 x=floats(x[i] for i in kept),
                 y=floats(curve.best[i] for i in kept),
                 mode="lines" if len(kept) > 3 else "lines+markers",
+                marker={"symbol": style.symbol},
                 name=in_figure(curve.optimizer),
                 meta={"optimizer": curve.optimizer},
                 line={"color": style.colour, "dash": style.dash, "width": 2, "shape": "hv"},

@@ -15,6 +15,7 @@ from kftune.dashboard.formatting import in_figure, loss, objective_title
 __all__ = ["plot_verdict"]
 
 _BEYOND = 1.6
+_ARROW = 12
 
 
 def plot_verdict(
@@ -49,19 +50,19 @@ def plot_verdict(
     )
     whole = [*losses, *ends]
     margin = 0.04 * math.log10(max(whole) / min(whole)) if min(whole) > 0 else 0.0
-    x_axis = value_axis(whole)
+    x_axis = value_axis(whole, n_labels=8)
     if margin and "range" not in x_axis:
         x_axis["range"] = [math.log10(min(whole)) - margin, math.log10(max(whole)) + margin]
-    # What ends below zero has no place on a logarithmic axis, where it goes on to the edge of the figure.
-    least = 10 ** (x_axis["range"][0] - 1) if "range" in x_axis else -math.inf
+    edges = (10 ** x_axis["range"][0], 10 ** x_axis["range"][1]) if "range" in x_axis else (-math.inf, math.inf)
     for row in shown:
-        figure.add_traces(_marks(row, styles[row.optimizer], least))
+        figure.add_traces(_marks(row, styles[row.optimizer], edges))
     figure.update_xaxes(x_axis)
     figure.update_yaxes(categoryorder="array", categoryarray=[in_figure(row.optimizer) for row in shown])
     return figure
 
 
-def _marks(row: VerdictRow, style: OptimizerStyle, least: float) -> list[go.Scatter]:
+def _marks(row: VerdictRow, style: OptimizerStyle, edges: tuple[float, float]) -> list[go.Scatter]:
+    """Tuned and confirmed loss with its interval; an arrow at an edge of the figure that the interval goes beyond."""
     name = in_figure(row.optimizer)
     marks = []
     if row.tuned is not None:
@@ -72,11 +73,15 @@ def _marks(row: VerdictRow, style: OptimizerStyle, least: float) -> list[go.Scat
             text += f" ({row.n_uncounted} more crashed)"
         if row.interval is not None:
             text += f", 95 %: {loss(row.interval[0])} to {loss(row.interval[1])}"
+            (left, right), (low, high) = edges, row.interval
+            sizes = [_ARROW if low < left else 0, _ARROW if high > right else 0]
             bar = go.Scatter(
-                x=[max(least, end) for end in row.interval],
+                x=[max(left, low), min(right, high)],
                 y=[name, name],
-                mode="lines",
+                mode="lines+markers",
                 line={"color": style.colour, "width": 3},
+                marker={"color": style.colour, "symbol": ["arrow-left", "arrow-right"], "size": sizes},
+                cliponaxis=False,
                 hoverinfo="skip",
                 meta={"optimizer": row.optimizer},
                 showlegend=False,

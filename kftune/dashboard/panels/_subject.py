@@ -29,6 +29,11 @@ class Subject:
         return self.file.of_problem(self.problem)
 
     @property
+    def most_trials(self) -> int:
+        """Finished trials of the optimizer that has the most of them."""
+        return max((len(study.finished) for study in self.studies), default=0)
+
+    @property
     def what(self) -> str:
         """What is minimised, in words."""
         return objective_title(self.file.objective)

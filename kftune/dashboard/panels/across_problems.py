@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from kftune.analysis.spread import ANYWHERE, OptimizerSpread, optimizer_spreads
+from kftune.analysis.targets import PerformanceProfile, performance_profiles, times_to_target
 from kftune.analysis.transfer import Transfer, transfers
 from kftune.dashboard.figures.across_problems import plot_best_regions, plot_performance_profiles, shared_dimensions
 from kftune.dashboard.formatting import loss, number, percent
@@ -49,6 +51,7 @@ def across_panel(subject: Subject) -> Panel:
                 note=_PROFILES,
             )
         )
+        parts += _scores(performance_profiles(times_to_target(file)), len(file.problems))
     return Panel(
         key="across-problems",
         title="Across problems",
@@ -73,6 +76,18 @@ def _spread_table(spreads: list[OptimizerSpread], names: list[str], problems: tu
         )
     marks = ", ".join(f"{_SYMBOLS[i % len(_SYMBOLS)]}\u00a0{problem}" for i, problem in enumerate(problems))
     return Table(header, rows, caption="Spread of the best over the problems", note=f"in the figures: {marks}")
+
+
+def _scores(profiles: Sequence[PerformanceProfile], n_problems: int) -> list[Part]:
+    rows = [
+        [
+            Cell(profile.optimizer, "text", optimizer=profile.optimizer),
+            Cell(number(profile.score, 2), "main"),
+            Cell(f"{sum(ratio < math.inf for ratio in profile.ratios)} of {n_problems}"),
+        ]
+        for profile in sorted(profiles, key=lambda profile: -profile.score)
+    ]
+    return [Table([Cell("optimizer", "text"), Cell("score"), Cell("targets reached")], rows)] if rows else []
 
 
 def _number(value: float, kind: str) -> Cell:

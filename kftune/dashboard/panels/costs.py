@@ -5,6 +5,7 @@ from __future__ import annotations
 from kftune.analysis.health import step_anatomies
 from kftune.dashboard.figures.anatomy import plot_reading, plot_step_against_sgd, plot_step_anatomy, readings_there
 from kftune.dashboard.figures.batch_size import (
+    MOST_TRIALS,
     common_updates,
     has_accumulation,
     plot_inversion_share,
@@ -47,7 +48,8 @@ def batch_panel(subject: Subject) -> Panel:
         title="Batch size",
         sentence="Every trial of which all runs ended well: at equal seconds a large batch costs updates, at equal "
         "updates it only helps; an optimizer whose marks stay low to the right makes use of large batches. The share "
-        "of inversion falls as batches grow.",
+        "of inversion should fall as batches grow."
+        + (" Of many trials only a part is drawn." if subject.most_trials > MOST_TRIALS else ""),
         parts=[plots(drawn, missing=nothing_yet(subject), marks=[s.record.optimizer for s in subject.studies])],
     )
 

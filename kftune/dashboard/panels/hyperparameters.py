@@ -8,6 +8,7 @@ from kftune.analysis.best import BestConfiguration, StudyBest, best_of_study
 from kftune.analysis.gate import HuggedEdge, hugged_edges
 from kftune.analysis.results import StudyResults
 from kftune.dashboard.figures.hyperparameters import (
+    MOST_LINES,
     MOST_POINTS,
     map_pairs,
     plot_map,
@@ -33,13 +34,9 @@ def hyperparameters_panel(subject: Subject) -> Panel:
         sentence="Filled marks are an optimizer's best tenth, at least three (crosses and the like are "
         "failures); dotted lines are the edges of the search box: where the best crowd at an edge, the box was too "
         "small. The values of the best are those of the search: they were chosen for being low on these very seeds."
-        + (" Of many trials only a part is drawn." if _is_thinned(subject) else ""),
+        + (" Of many trials only a part is drawn." if subject.most_trials > min(MOST_LINES, MOST_POINTS) else ""),
         parts=[Chooser(f"{subject.file.name}/{subject.problem}/hyperparameters", "optimizer", choices)],
     )
-
-
-def _is_thinned(subject: Subject) -> bool:
-    return any(len(study.finished) > MOST_POINTS for study in subject.studies)
 
 
 def _of_optimizer(subject: Subject, study: StudyResults) -> list[Part]:

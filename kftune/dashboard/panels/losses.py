@@ -38,7 +38,8 @@ def sorted_losses_panel(subject: Subject) -> Panel:
 def learning_curves_panel(subject: Subject) -> Panel:
     """The best configurations against seconds and updates (Figs. 6 to 9 of the thesis)."""
     file, problem = subject.file, subject.problem
-    top = TOP if len(subject.studies) <= _FEW else 1  # more would hide each other
+    # More would hide each other.
+    top = max(1, min(TOP if len(subject.studies) <= _FEW else 1, subject.most_trials))
     drawn = [
         (
             plot_learning_curves(file, problem, across=across, measure=measure, top=top, styles=subject.styles),
@@ -47,13 +48,14 @@ def learning_curves_panel(subject: Subject) -> Panel:
         for measure in measures(file, problem)
         for across in _TITLES
     ]
+    others = f"the next {top - 1}" if top > 2 else "the next"
     return Panel(
         key="learning-curves",
         title="Learning curves of the best configurations",
         sentence="First against seconds, then against updates: few but good steps show against updates, what they cost "
         "against seconds. "
         + (
-            f"Thick: the best configuration, mean and range over its repeats that ended well; thin: the next {top - 1}."
+            f"Thick: the best configuration, mean and range over its repeats that ended well; thin: {others}."
             if top > 1
             else "Each optimizer's best configuration: mean and range over its repeats that ended well."
         ),

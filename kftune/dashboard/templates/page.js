@@ -338,7 +338,8 @@
 
   // -- news from the server ---------------------------------------------------------------------------------------------
 
-  // A part that the reader is using waits for the next news: a drag would be lost, or a key that is held down.
+  // A part that the reader is using waits for the next news: a drag would be lost, a key that is held down, or, for half
+  // a minute, the text that is selected.
   let pressed = null, typed = { target: null, at: -Infinity };
   const release = () => { pressed = null; };
   addEventListener("pointerdown", ({ target }) => { pressed = target; }, true);
@@ -346,7 +347,14 @@
   addEventListener("pointerup", release, true);
   addEventListener("pointercancel", release, true);
   addEventListener("keydown", ({ target }) => { typed = { target, at: performance.now() }; }, true);
-  const isUsed = (element) => element.contains(pressed) || (element.contains(typed.target) && performance.now() - typed.at < 1500);
+  let selectedAt = -Infinity;
+  document.addEventListener("selectionchange", () => { selectedAt = performance.now(); });
+  const isSelected = (element) => {
+    const selection = getSelection();
+    return !selection.isCollapsed && selection.containsNode(element, true) && performance.now() - selectedAt < 30000;
+  };
+  const isUsed = (element) => element.contains(pressed) || isSelected(element)
+    || (element.contains(typed.target) && performance.now() - typed.at < 1500);
 
   // What stands at the same place in the part as it was and as it is; nothing if there is more or less of it.
   const pairs = (old, added, selector) => {
