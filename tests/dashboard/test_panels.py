@@ -48,7 +48,9 @@ def test_the_scores_of_performance_profiles_are_shown() -> None:
     }  # fmt: skip
     studies = [
         memory.study(
-            [memory.trial(0, [curve[-1][1]], runs=[memory.run(curve[-1][1], curve=curve)])], optimizer=optimizer, problem=problem
+            [memory.trial(0, [curve[-1][1]], runs=[memory.run(curve[-1][1], curve=curve)])],
+            optimizer=optimizer,
+            problem=problem,
         )
         for (problem, optimizer), curve in curves.items()
     ]
