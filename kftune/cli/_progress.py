@@ -53,6 +53,11 @@ class Pace:
         self._n_here += 1
         self._last = time.monotonic()
 
+    def run_at(self, share: float, *, n_at_a_time: int) -> None:
+        """A run has done a share of its budget: something to go by until the first has ended."""
+        if not self._n_here and share > 0:
+            self._guess_seconds = (time.monotonic() - self._started) / share / n_at_a_time
+
     def runs_added(self, n: int) -> None:
         """So many more will be made; fewer, if negative."""
         self.n_runs += n
@@ -79,6 +84,7 @@ class ProgressReporter(Reporter):
         self._config = config
         self._out = out
         self._pace = Pace(n_runs=0, n_done=0, guess_seconds=None)
+        self._n_at_a_time = 1
         self._several_problems = len(config.problems) > 1
 
     def __enter__(self) -> Self:
@@ -93,7 +99,8 @@ class ProgressReporter(Reporter):
         """Say what is about to run."""
         n_runs, n_done = sum(t.n_runs for t in totals), sum(t.n_runs_done for t in totals)
         seconds = self._config.budget.seconds
-        guess = None if seconds is None else seconds / len(devices)
+        self._n_at_a_time = len(devices)
+        guess = None if seconds is None else seconds / self._n_at_a_time
         self._pace = Pace(n_runs=n_runs, n_done=n_done, guess_seconds=guess)
         done = f", {n_done} of them done already" if n_done else ""
         self._out.print(
@@ -102,6 +109,11 @@ class ProgressReporter(Reporter):
             f"on {', '.join(devices)}, {self._pace.left()}",
             soft_wrap=True,
         )
+
+    def point(self, key: RunKey, point: CurvePoint) -> None:
+        """Learn how long a number of updates takes."""
+        if self._config.budget.updates is not None:
+            self._pace.run_at(point.update / self._updates(key), n_at_a_time=self._n_at_a_time)
 
     def run_finished(self, key: RunKey, result: RunResult) -> None:
         """Count it; say so if it failed in a way that is not the configuration's."""
@@ -131,6 +143,10 @@ class ProgressReporter(Reporter):
         _, problem, optimizer = study.split("/")
         return f"{problem}/{optimizer}" if self._several_problems else optimizer
 
+    def _updates(self, key: RunKey) -> int:
+        """What a run is given under a budget of updates."""
+        return max(1, round((self._config.budget.updates or 0) * key.budget_factor))
+
     def _doing(self, key: RunKey, point: CurvePoint | None) -> str:
         """One run in a line."""
         text = f"{self._label(key.study)}, trial {key.trial}, run {key.repeat + 1}/{self._config.repeats}"
@@ -138,7 +154,7 @@ class ProgressReporter(Reporter):
             return f"{text}: starting"
         budget = self._config.budget
         at = (
-            f"{point.update}/{max(1, round(budget.updates * key.budget_factor))} updates"
+            f"{point.update}/{self._updates(key)} updates"
             if budget.updates is not None
             else f"{point.train_seconds:.1f}/{number((budget.seconds or 0.0) * key.budget_factor)} s"
         )
@@ -155,6 +171,7 @@ class PlainReporter(ProgressReporter):
 
     def point(self, key: RunKey, point: CurvePoint) -> None:
         """A sign of life."""
+        super().point(key, point)
         if time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._line(self._doing(key, point))
 
@@ -213,6 +230,7 @@ class LiveReporter(ProgressReporter):
 
     def point(self, key: RunKey, point: CurvePoint) -> None:
         """Show how far it is."""
+        super().point(key, point)
         self._running[key] = (self._running[key][0], point)
 
     def run_finished(self, key: RunKey, result: RunResult) -> None:

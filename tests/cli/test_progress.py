@@ -98,6 +98,25 @@ def test_before_the_first_run_the_budget_is_the_guess(clock: Clock, config: Stud
     assert text_of(out) == "small: 2 studies of 5 trials, 20 runs, 8 of them done already, on cpu, cpu, 3 min left\n"
 
 
+@pytest.mark.parametrize("live", [False, True])
+def test_a_run_under_way_tells_how_long_it_takes(clock: Clock, config: StudyConfig, out: Console, live: bool) -> None:
+    by_updates = config_from_dict({**config.to_dict(), "budget": {"updates": 28}}, "tests")
+    reporter = LiveReporter(by_updates, out, Interrupt()) if live else PlainReporter(by_updates, out)
+    with reporter:
+        reporter.started(totals(n_done=5), ["cpu", "cpu"])
+        assert reporter._pace.left() == "time left unknown"
+        reporter.run_started(RunKey(SGD, 2, 1), "cpu")
+        clock.now += 15
+        reporter.point(RunKey(SGD, 2, 1), point())  # 7 of 28: a run takes a minute, and two are made at a time
+        assert reporter._pace.seconds_left() == 10 * 30 - 15
+        clock.now += 45
+        finish(reporter, SGD, 2, 1)
+        reporter.run_started(RunKey(SGD, 3, 0), "cpu")
+        clock.now += 1
+        reporter.point(RunKey(SGD, 3, 0), point())  # from the first that has ended on, runs tell
+        assert reporter._pace.seconds_left() == 9 * 60 - 1
+
+
 def test_plain_lines_tell_of_every_trial(clock: Clock, config: StudyConfig, out: Console) -> None:
     with PlainReporter(config, out) as reporter:
         reporter.started(totals(), ["cpu"])

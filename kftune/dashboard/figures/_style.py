@@ -51,7 +51,7 @@ LABEL = "#ffffff"
 
 # Viridis without its lightest fifth, best (dark) to worst; on dark paper the other way round, best is light.
 SCALE = ("#440154", "#414487", "#2a788e", "#22a884", "#7ad151")
-_DARK_SCALE = ("#fde725", "#7ad152", "#22a885", "#2a788f", "#515a9e")
+_DARK_SCALE = ("#fde725", "#7ad152", "#22a885", "#2a8f9e", "#6675c4")
 
 DARK = (
     dict(_PALETTE)
