@@ -103,7 +103,6 @@ def _take_over(before: StudyPlan, after: StudyPlan, repository: Repository) -> i
     n_there = len(target.get_trials(deepcopy=False))
     done = {(run.trial, run.repeat) for run in repository.runs(after.study, curves=False)}
     ledgers = {session.id: session.ledger for session in repository.sessions()}
-    elsewhere = {ELSEWHERE_KEY: True} if before.space != after.space else {}
     for number, trial in enumerate(settled):
         if number < n_there:
             continue
@@ -112,6 +111,7 @@ def _take_over(before: StudyPlan, after: StudyPlan, repository: Repository) -> i
             if run.trial == trial.number and (number, run.repeat) not in done:
                 moved = replace(run, study=after.study, trial=number)
                 repository.add_run(moved, session_ledger=ledgers[run.session_id])
+        is_from_elsewhere = before.space != after.space or ELSEWHERE_KEY in trial.user_attrs
         target.add_trial(
             optuna.trial.create_trial(
                 state=trial.state,
@@ -121,7 +121,8 @@ def _take_over(before: StudyPlan, after: StudyPlan, repository: Repository) -> i
                 intermediate_values=trial.intermediate_values,
                 # That a configuration was given, and not proposed.
                 system_attrs={name: trial.system_attrs[name] for name in (_GIVEN,) if name in trial.system_attrs},
-                user_attrs={_SOURCE_KEY: f"{before.study}, trial {trial.number}"} | elsewhere,
+                user_attrs={_SOURCE_KEY: f"{before.study}, trial {trial.number}"}
+                | ({ELSEWHERE_KEY: True} if is_from_elsewhere else {}),
             )
         )
     take_over_sources(before.study, after.study, repository)

@@ -31,7 +31,7 @@ evaluation: {{points: 3}}
 storage: sqlite:///{database}
 """
 
-ROUNDS = int(os.environ.get("KFTUNE_KILL_ROUNDS", "7"))
+ROUNDS = int(os.environ.get("KFTUNE_KILL_ROUNDS", "4"))
 
 RunRow = tuple[str, int, int, int, tuple[tuple[str, object], ...], float]
 

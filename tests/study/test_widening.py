@@ -134,6 +134,12 @@ def test_only_draws_from_a_box_that_has_not_changed_still_count_as_random(tmp_pa
     random = {study.record.optimizer: [t.is_startup for t in study.trials] for study in files["runner-wide"].studies}
     assert random == {"sgd": [False, False, True, False], "adamw": [True, True, True, False]}
     assert all(trial.is_startup for study in files["runner"].studies for trial in study.trials)
+    widest = widened(new, {("adamw", "lr"): (1e-6, 1.0)})
+    with Repository.open(old.storage) as repository:
+        take_over(new, widest, repository=repository, say=lambda text: None)
+        (file,) = load_results(repository, [widest.name])
+    random = {study.record.optimizer: [t.is_startup for t in study.trials] for study in file.studies}
+    assert random == {"sgd": [False, False, True, False], "adamw": [False] * 4}
 
 
 def test_what_the_narrower_study_started_from_is_not_looked_for_again(tmp_path: Path) -> None:
