@@ -15,10 +15,11 @@ from kftune.storage.repository import Repository, StudyRecord
 from kftune.study.config import StudyConfig, StudyPlan, WarmStartConfig, storage_url, without_password
 from kftune.study.samplers._coordinates import active_dimensions, distribution
 
-__all__ = ["Candidate", "enqueue", "find_candidates", "take_over_sources"]
+__all__ = ["SOURCE_KEY", "Candidate", "enqueue", "find_candidates", "take_over_sources"]
 
 _DONE_KEY = "kftune:warm_start"
-_SOURCE_KEY = "kftune:source"
+SOURCE_KEY = "kftune:source"
+"""Optuna's user attribute of a trial that names the trial it was taken from."""
 _REL_TOL = 1e-9  # of values that went through a text, or a change of variable and back
 
 
@@ -247,7 +248,7 @@ def enqueue(
                 if candidate.unknown:
                     names = ", ".join(candidate.unknown)
                     say(f"{plan.study}: {candidate.origin} has no {names}: the sampler chooses")
-                study.enqueue_trial(dict(candidate.params), {_SOURCE_KEY: candidate.origin}, skip_if_exists=True)
+                study.enqueue_trial(dict(candidate.params), {SOURCE_KEY: candidate.origin}, skip_if_exists=True)
         _note_sources(plan.study, [candidate.source for candidate in mine], repository)
 
 

@@ -18,12 +18,11 @@ from kftune.study.config import StudyConfig, StudyPlan, config_from_dict
 from kftune.study.lock import sole_runner
 from kftune.study.runner import study_records
 from kftune.study.samplers._coordinates import distributions
-from kftune.study.warm_start import take_over_sources
+from kftune.study.warm_start import SOURCE_KEY, take_over_sources
 
 __all__ = ["WIDE_SUFFIX", "take_over", "widened"]
 
 WIDE_SUFFIX = "-wide"
-_SOURCE_KEY = "kftune:source"
 _GIVEN = "fixed_params"  # where Optuna keeps what was enqueued
 
 Boxes = Mapping[tuple[str, str], tuple[float, float]]
@@ -121,7 +120,7 @@ def _take_over(before: StudyPlan, after: StudyPlan, repository: Repository) -> i
                 intermediate_values=trial.intermediate_values,
                 # That a configuration was given, and not proposed.
                 system_attrs={name: trial.system_attrs[name] for name in (_GIVEN,) if name in trial.system_attrs},
-                user_attrs={_SOURCE_KEY: f"{before.study}, trial {trial.number}"}
+                user_attrs={SOURCE_KEY: f"{before.study}, trial {trial.number}"}
                 | ({ELSEWHERE_KEY: True} if is_from_elsewhere else {}),
             )
         )

@@ -15,9 +15,9 @@ from kftune.dashboard.figures._style import INK, MUTED, RULE, SCALE, OptimizerSt
 from kftune.dashboard.figures.sorted_losses import SYMBOLS
 from kftune.dashboard.formatting import in_figure, objective_title
 
-__all__ = ["MOST_LINES", "MOST_POINTS", "map_pairs", "plot_map", "plot_parallel_coordinates", "plot_slices"]
+__all__ = ["MOST_LINES", "map_pairs", "plot_map", "plot_parallel_coordinates", "plot_slices"]
 
-MOST_POINTS, MOST_LINES = 400, 120
+_MOST_POINTS, MOST_LINES = 400, 120
 _COLUMNS, _ROW_HEIGHT = 4, 230
 _SMALL = {"size": 11, "color": MUTED}
 _FIFTHS = ("best fifth", "second", "third", "fourth", "worst fifth or failed")
@@ -51,7 +51,7 @@ def plot_slices(study: StudyResults, style: OptimizerStyle) -> go.Figure | None:
     Returns:
         None while there is no trial with a value, or nothing is searched.
     """
-    drawn, dimensions = _valued(study, MOST_POINTS), scales(study)
+    drawn, dimensions = _valued(study, _MOST_POINTS), scales(study)
     if not drawn or not dimensions:
         return None
     what = objective_title(study.objective)
@@ -217,7 +217,7 @@ def plot_map(study: StudyResults, pair: tuple[str, str]) -> go.Figure | None:
         None while there is no trial with a value.
     """
     x_scale, y_scale = (next(scale for scale in scales(study) if scale.name == name) for name in pair)
-    drawn = [entry for entry in _valued(study, MOST_POINTS) if all(name in entry.trial.trial.params for name in pair)]
+    drawn = [entry for entry in _valued(study, _MOST_POINTS) if all(name in entry.trial.trial.params for name in pair)]
     if not drawn:
         return None
     n = 1 + max(entry.place for entry in drawn)

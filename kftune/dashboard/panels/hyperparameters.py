@@ -9,7 +9,6 @@ from kftune.analysis.gate import HuggedEdge, hugged_edges
 from kftune.analysis.results import StudyResults
 from kftune.dashboard.figures.hyperparameters import (
     MOST_LINES,
-    MOST_POINTS,
     map_pairs,
     plot_map,
     plot_parallel_coordinates,
@@ -34,7 +33,7 @@ def hyperparameters_panel(subject: Subject) -> Panel:
         sentence="Filled marks are an optimizer's best tenth, at least three (crosses and the like are "
         "failures); dotted lines are the edges of the search box: where the best crowd at an edge, the box was too "
         "small. The values of the best are those of the search: they were chosen for being low on these very seeds."
-        + (" Of many trials only a part is drawn." if subject.most_trials > min(MOST_LINES, MOST_POINTS) else ""),
+        + (" Of many trials only a part is drawn." if subject.most_trials > MOST_LINES else ""),
         parts=[Chooser(f"{subject.file.name}/{subject.problem}/hyperparameters", "optimizer", choices)],
     )
 
