@@ -13,9 +13,9 @@ import pandas as pd
 from kftune.errors import UsageError, UserCodeError
 
 if TYPE_CHECKING:
-    from kftune.analysis.results import FileResults
+    from kftune.analysis.stored.results import FileResults
     from kftune.study.config import StudyConfig
-    from kftune.study.session import RunSummary
+    from kftune.study.sessions.session import RunSummary
 
 __all__ = ["Results", "Study", "run_study"]
 
@@ -104,7 +104,7 @@ class Study:
         progress: bool = True,
     ) -> Results:
         """Bring every study to its number of trials; see :func:`run_study`. ``data_dir`` stands for the study's."""
-        from kftune.study.runner import run_studies
+        from kftune.study.sessions.search import run_studies
 
         return self._train(run_studies, devices, workers, data_dir, progress)
 
@@ -119,8 +119,8 @@ class Study:
         data_dir: Path | None = None,
         progress: bool = True,
     ) -> Results:
-        """Train the best configurations again on fresh seeds; see :func:`kftune.study.confirm.confirm_studies`."""
-        from kftune.study.confirm import confirm_studies
+        """Train the best configurations again on fresh seeds; see :mod:`kftune.study.sessions.confirm`."""
+        from kftune.study.sessions.confirm import confirm_studies
 
         train = partial(confirm_studies, top=top, seeds=seeds, budget_factors=budget_factors)
         return self._train(train, devices, workers, data_dir, progress, repeats=seeds)
@@ -131,7 +131,7 @@ class Study:
         Raises:
             UsageError: nothing is.
         """
-        from kftune.analysis.results import load_results
+        from kftune.analysis.stored.results import load_results
         from kftune.storage.repository import Repository
 
         with Repository.open(self.config.storage, read_only=True) as repository:
@@ -147,11 +147,11 @@ class Study:
         *,
         repeats: int | None = None,
     ) -> Results:
-        from kftune.cli._progress import make_reporter
         from kftune.problems import data_read_from, default_data_dir
+        from kftune.progress.studies import make_reporter
         from kftune.storage.repository import Repository
         from kftune.study.config import resolve_devices
-        from kftune.study.runner import Interrupt, preflight
+        from kftune.study.sessions.search import Interrupt, preflight
 
         slots = resolve_devices(self.config, devices, workers=workers)
         chosen = data_dir if data_dir is not None else self._data_dir
@@ -181,20 +181,20 @@ class Results:
         self.file = file
 
     def trials(self) -> pd.DataFrame:
-        """One row per trial; see :func:`kftune.analysis.frames.trials_frame`."""
-        from kftune.analysis.frames import trials_frame
+        """One row per trial; see :func:`kftune.analysis.stored.frames.trials_frame`."""
+        from kftune.analysis.stored.frames import trials_frame
 
         return trials_frame([self.file])
 
     def runs(self) -> pd.DataFrame:
-        """One row per run of the search; see :func:`kftune.analysis.frames.runs_frame`."""
-        from kftune.analysis.frames import runs_frame
+        """One row per run of the search; see :func:`kftune.analysis.stored.frames.runs_frame`."""
+        from kftune.analysis.stored.frames import runs_frame
 
         return runs_frame([self.file])
 
     def curves(self) -> pd.DataFrame:
-        """One row per evaluation of a run; see :func:`kftune.analysis.frames.points_frame`."""
-        from kftune.analysis.frames import points_frame
+        """One row per evaluation of a run; see :func:`kftune.analysis.stored.frames.points_frame`."""
+        from kftune.analysis.stored.frames import points_frame
 
         return points_frame([self.file])
 
@@ -203,7 +203,7 @@ class Results:
 
         Values are those the configurations were chosen by, and promise a little too much; see :meth:`Study.confirm`.
         """
-        from kftune.analysis.best import best_configurations
+        from kftune.analysis.tuning.best import best_configurations
 
         rows = [
             {

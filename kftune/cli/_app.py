@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from kftune._version import __version__
-from kftune.cli import (
+from kftune.cli.commands import (
     benchmark,
     best,
     compare,

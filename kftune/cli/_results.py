@@ -10,7 +10,7 @@ import typer
 from kftune.cli._target import find_target, open_to_read
 
 if TYPE_CHECKING:
-    from kftune.analysis.results import FileResults
+    from kftune.analysis.stored.results import FileResults
 
 __all__ = ["StoredStudies", "load_files", "named_files"]
 
@@ -29,7 +29,7 @@ def load_files(studies: Sequence[str] | None, storage: str | None, *, curves: bo
     Raises:
         UsageError: as :func:`kftune.cli._target.find_target` and :meth:`kftune.cli._target.Target.file_names`.
     """
-    from kftune.analysis.results import load_results
+    from kftune.analysis.stored.results import load_results
 
     files = []
     for url, names in named_files(studies, storage).items():

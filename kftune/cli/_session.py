@@ -13,16 +13,16 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from kftune.cli._output import counted, say
-from kftune.cli._progress import ProgressReporter, make_reporter
-from kftune.cli._tables import print_best
 from kftune.cli._target import find_target
+from kftune.cli.rendering.tables import print_best
 from kftune.errors import StorageError
+from kftune.progress.output import counted, say
+from kftune.progress.studies import ProgressReporter, make_reporter
 
 if TYPE_CHECKING:
     from kftune.storage.repository import Repository
     from kftune.study.config import StudyConfig
-    from kftune.study.runner import Interrupt, RunSummary
+    from kftune.study.sessions.search import Interrupt, RunSummary
 
 __all__ = ["Sitting", "stored_config"]
 
@@ -58,7 +58,7 @@ class Sitting:
             UsageError: data or a device are missing, the database cannot be used, a stored study differs; nothing of
                 the study is written then.
         """
-        from kftune.study.runner import run_studies
+        from kftune.study.sessions.search import run_studies
 
         if dry_run:
             slots, _ = self.check()
@@ -80,7 +80,7 @@ class Sitting:
         Raises:
             UsageError: as :meth:`search`, or there is nothing to confirm.
         """
-        from kftune.study.confirm import confirm_studies
+        from kftune.study.sessions.confirm import confirm_studies
 
         return self._train(
             partial(confirm_studies, top=top, seeds=seeds, budget_factors=budget_factors),
@@ -97,7 +97,7 @@ class Sitting:
         """
         from kftune.problems import default_data_dir
         from kftune.study.config import resolve_devices
-        from kftune.study.runner import preflight
+        from kftune.study.sessions.search import preflight
 
         slots = resolve_devices(self.config, self.devices, workers=self.workers)
         directory = self.data_dir if self.data_dir is not None else default_data_dir()
@@ -112,8 +112,8 @@ class Sitting:
         """
         from kftune.storage._opening import is_made
         from kftune.storage.repository import Repository
-        from kftune.study.runner import study_records
-        from kftune.study.warm_start import find_candidates
+        from kftune.study.sessions.search import study_records
+        from kftune.study.sessions.warm_start import find_candidates
 
         plans = self.config.plans()
         if not is_made(self.config.storage):
@@ -132,7 +132,7 @@ class Sitting:
         repeats: int | None = None,
     ) -> int:
         from kftune.storage.repository import Repository
-        from kftune.study.runner import Interrupt
+        from kftune.study.sessions.search import Interrupt
 
         slots, directory = self.check()
         with Repository.open(self.config.storage) as repository:
@@ -201,8 +201,8 @@ def _conclude(summary: RunSummary, again: str) -> int | None:
 
 
 def _print_best(config: StudyConfig, repository: Repository) -> None:
-    from kftune.analysis.best import best_configurations
-    from kftune.analysis.results import load_results
+    from kftune.analysis.stored.results import load_results
+    from kftune.analysis.tuning.best import best_configurations
 
     print_best(best_configurations(load_results(repository, [config.name]), top=4))
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kftune.cli._output import say
-from kftune.cli._verdict_tables import edge_advice
+from kftune.cli.rendering.verdict_tables import edge_advice
 from kftune.errors import UsageError
+from kftune.progress.output import say
 
 if TYPE_CHECKING:
     from kftune.study.config import StudyConfig
@@ -22,10 +22,10 @@ def widened_study(config: StudyConfig) -> StudyConfig:
     Raises:
         UsageError: no box is too small, or nothing is stored.
     """
-    from kftune.analysis.gate import hugged_edges
-    from kftune.analysis.results import load_results
+    from kftune.analysis.stored.results import load_results
+    from kftune.analysis.tuning.gate import hugged_edges
     from kftune.storage.repository import Repository
-    from kftune.study.widening import take_over, widened
+    from kftune.study.sessions.widening import take_over, widened
 
     with Repository.open(config.storage, create=False) as repository:
         (file,) = load_results(repository, [config.name])

@@ -10,14 +10,14 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from kftune.analysis.budget import tuned_for
-from kftune.analysis.results import FileResults
-from kftune.dashboard.figures._style import optimizer_styles
+from kftune.analysis.stored.results import FileResults
+from kftune.analysis.tuning.budget import tuned_for
 from kftune.dashboard.figures.catalogue import FIGURES, FigureKind, Request
-from kftune.dashboard.formatting import number
+from kftune.dashboard.figures.style import optimizer_styles
 from kftune.dashboard.page import render_panels, write_whole
 from kftune.dashboard.parts import Figure, Panel, Plots
 from kftune.errors import UnknownNameError, UsageError
+from kftune.wording import number
 
 __all__ = ["FORMATS", "figure_kind", "make_request", "write_figure"]
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kftune.analysis.results import FileResults, n_random
-from kftune.analysis.status import FileStatus, Ledger, file_statuses
-from kftune.dashboard.formatting import clock_time, duration, number, objective_title, percent
+from kftune.analysis.stored.results import FileResults, n_random
+from kftune.analysis.stored.status import FileStatus, Ledger, file_statuses
+from kftune.wording import clock_time, duration, number, objective_title, percent
 
 __all__ = ["Fact", "Header", "Share", "make_header"]
 

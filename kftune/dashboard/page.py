@@ -18,9 +18,9 @@ from typing import Any, TypeAlias
 import jinja2
 from markupsafe import Markup
 
-from kftune.analysis.results import FileResults, load_results
+from kftune.analysis.stored.results import FileResults, load_results
 from kftune.dashboard.encoding import figure_json, json_markup
-from kftune.dashboard.figures._style import DARK, OptimizerStyle, optimizer_styles
+from kftune.dashboard.figures.style import DARK, OptimizerStyle, optimizer_styles
 from kftune.dashboard.header import make_header
 from kftune.dashboard.panels import FILE_PANELS, PROBLEM_PANELS, Subject
 from kftune.dashboard.parts import Panel
@@ -142,7 +142,7 @@ def render_page(files: Sequence[FileResults], *, database: str) -> str:
     """The page as text.
 
     Args:
-        files: from :func:`kftune.analysis.results.load_results`, with curves.
+        files: from :func:`kftune.analysis.stored.results.load_results`, with curves.
         database: where they come from, for the foot of the page.
     """
     return _whole(files, render_main(files, database=database), connect=False)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kftune.analysis.exporting import long_points, long_runs
-from kftune.analysis.frames import trials_frame
-from kftune.analysis.results import FileResults
+from kftune.analysis.stored.exporting import long_points, long_runs
+from kftune.analysis.stored.frames import trials_frame
+from kftune.analysis.stored.results import FileResults
 from kftune.dashboard.page import write_whole
 
 __all__ = ["write_tables"]

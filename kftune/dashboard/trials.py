@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kftune.analysis.results import FileResults, StudyResults, TrialResults
-from kftune.dashboard.formatting import loss, number, objective_title, outcome_title
+from kftune.analysis.stored.results import FileResults, StudyResults, TrialResults
+from kftune.wording import loss, number, objective_title, outcome_title
 
 __all__ = ["trial_tables"]
 

@@ -11,26 +11,26 @@ examples of ℓ_n:
 """
 
 from kftune._registry import Registry
-from kftune.optim._base import ModelOptimizer, OptimizerEntry, PhaseTimer
-from kftune.optim._target import TargetEntry, optimizer_from
-from kftune.optim._torch import TorchOptimizer
-from kftune.optim.adamw import AdamW
-from kftune.optim.cg_fac import CGFAC
-from kftune.optim.ekfac import EKFAC
-from kftune.optim.foof import FOOF
-from kftune.optim.kfac import KFAC
-from kftune.optim.kfac_thesis import ThesisKFAC
-from kftune.optim.kfac_tridiagonal import BlockTridiagonalKFAC
-from kftune.optim.muon import Muon
-from kftune.optim.natural_gradient import NaturalGradient
-from kftune.optim.sgd import SGD
-from kftune.optim.shampoo import Shampoo
-from kftune.optim.skfac import SKFAC
-from kftune.optim.soap import SOAP
-from kftune.optim.two_level_kfac import TwoLevelKFAC
+from kftune.optim.interface import ModelOptimizer, OptimizerEntry, PhaseTimer
+from kftune.optim.methods.adamw import AdamW
+from kftune.optim.methods.cg_fac import CGFAC
+from kftune.optim.methods.ekfac import EKFAC
+from kftune.optim.methods.foof import FOOF
+from kftune.optim.methods.kfac import KFAC
+from kftune.optim.methods.kfac_thesis import ThesisKFAC
+from kftune.optim.methods.kfac_tridiagonal import BlockTridiagonalKFAC
+from kftune.optim.methods.muon import Muon
+from kftune.optim.methods.natural_gradient import NaturalGradient
+from kftune.optim.methods.sgd import SGD
+from kftune.optim.methods.shampoo import Shampoo
+from kftune.optim.methods.skfac import SKFAC
+from kftune.optim.methods.soap import SOAP
+from kftune.optim.methods.two_level_kfac import TwoLevelKFAC
+from kftune.optim.own.target import TargetEntry, optimizer_from
+from kftune.optim.own.torch_optimizer import TorchOptimizer
 
 OPTIMIZERS: Registry[OptimizerEntry] = Registry(
-    "optimizer", "kftune.optim", "kftune.optimizers", from_target=optimizer_from
+    "optimizer", "kftune.optim.methods", "kftune.optimizers", from_target=optimizer_from
 )
 """Every optimizer, by its name in a study file."""
 

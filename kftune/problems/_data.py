@@ -18,7 +18,7 @@ from typing import Any
 import platformdirs
 
 from kftune.errors import DataMissingError, UnknownNameError, UsageError
-from kftune.problems._idx import content_md5, file_md5
+from kftune.problems.readers.idx import content_md5, file_md5
 
 _TIMEOUT_SECONDS = 30
 _CHUNK_BYTES = 1 << 16

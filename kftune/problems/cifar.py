@@ -14,10 +14,10 @@ from torch.nn.functional import cross_entropy
 
 from kftune.errors import UsageError
 from kftune.problems._base import Problem, ProblemEntry, Split
-from kftune.problems._cifar import N_RECORDS, SHAPE, read_batches
 from kftune.problems._data import DATASETS, locate
-from kftune.problems._networks import check_count, share_correct
-from kftune.problems._residual import ResidualNetwork
+from kftune.problems.networks.fully_connected import check_count, share_correct
+from kftune.problems.networks.residual import ResidualNetwork
+from kftune.problems.readers.cifar import N_RECORDS, SHAPE, read_batches
 
 _N_TRAIN, _N_TEST, _N_CLASSES = 50_000, 10_000, 10
 _DEPTH, _WIDTH, _N_STAGES = 20, 16, 3

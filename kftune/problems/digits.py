@@ -16,9 +16,9 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from kftune.errors import DataMissingError, UsageError
 from kftune.problems._base import Problem, ProblemEntry, Split
-from kftune.problems._networks import check_bool, check_count, fully_connected, share_correct, to_device
-from kftune.problems._residual import ResidualNetwork
-from kftune.problems._transformer import Transformer
+from kftune.problems.networks.fully_connected import check_bool, check_count, fully_connected, share_correct, to_device
+from kftune.problems.networks.residual import ResidualNetwork
+from kftune.problems.networks.transformer import Transformer
 
 _N_TRAIN, _N_TEST = 1437, 360
 _LARGEST_PIXEL = 16

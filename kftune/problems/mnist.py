@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy, mse_loss
 from kftune.errors import UsageError
 from kftune.problems._base import Problem, ProblemEntry, ProblemLoader, Split
 from kftune.problems._data import DATASETS, locate
-from kftune.problems._idx import read_idx
-from kftune.problems._networks import check_bool, fully_connected, share_correct, to_device
+from kftune.problems.networks.fully_connected import check_bool, fully_connected, share_correct, to_device
+from kftune.problems.readers.idx import read_idx
 
 _N_TRAIN, _N_TEST = 60_000, 10_000
 _SIDE, _N_CLASSES, _LARGEST_PIXEL = 28, 10, 255

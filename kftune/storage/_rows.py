@@ -8,9 +8,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import orm
 
+from kftune.results import Calibration, CurvePoint, Outcome, RunResult
 from kftune.storage import models
 from kftune.storage.records import RunRecord, SessionRecord, StudyRecord
-from kftune.training.results import Calibration, CurvePoint, Outcome, RunResult
 
 # Optuna's tables, of which only these columns are touched: it has no way of its own to take a report back.
 _REPORTS = sa.table("trial_intermediate_values", sa.column("trial_id"))

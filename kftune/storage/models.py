@@ -66,7 +66,7 @@ class Session(Base):
 
 
 class Run(Base):
-    """See :class:`kftune.storage.records.RunRecord` and :class:`kftune.training.results.RunResult`."""
+    """See :class:`kftune.storage.records.RunRecord` and :class:`kftune.results.RunResult`."""
 
     __tablename__ = "kftune_run"
     __table_args__ = (UniqueConstraint("study_id", "purpose", "budget_factor", "trial", "repeat", "attempt"),)
@@ -103,7 +103,7 @@ class Run(Base):
 
 
 class Point(Base):
-    """One evaluation on a run's curve; see :class:`kftune.training.results.CurvePoint`."""
+    """One evaluation on a run's curve; see :class:`kftune.results.CurvePoint`."""
 
     __tablename__ = "kftune_point"
     # Stored in the order of its key: a curve is read in one piece, and no second index is kept.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
+from kftune.results import RunResult
 from kftune.space import Value
-from kftune.training.results import RunResult
 
 __all__ = ["ELSEWHERE_KEY", "Purpose", "RunRecord", "SessionRecord", "StudyRecord", "TrialRecord"]
 

@@ -20,13 +20,13 @@ from optuna.storages import BaseStorage, RDBStorage, get_storage
 from sqlalchemy import orm
 
 from kftune.errors import StorageError
+from kftune.results import CurvePoint
 from kftune.storage import models
 from kftune.storage._connecting import Access, Database, storage_errors
 from kftune.storage._opening import dispose, make_file, open_engines
 from kftune.storage._registering import check_same, left_out
 from kftune.storage._rows import delete_reports, put_study, run_record, run_row, session_row
 from kftune.storage.records import ELSEWHERE_KEY, Purpose, RunRecord, SessionRecord, StudyRecord, TrialRecord
-from kftune.training.results import CurvePoint
 
 __all__ = ["Repository", "RunRecord", "SessionRecord", "StudyRecord", "TrialRecord"]
 

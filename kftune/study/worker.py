@@ -1,7 +1,7 @@
 """The worker process: trains the runs it is sent, one after another, and streams their curves back.
 
 Started as ``python -m kftune.study.worker FD``; ``FD`` is its end of a socket pair. It reads pickled
-:class:`~kftune.training.results.RunSpec` objects and answers with :class:`Ready`, :class:`Point`, :class:`Question` and
+:class:`~kftune.results.RunSpec` objects and answers with :class:`Ready`, :class:`Point`, :class:`Question` and
 :class:`Done`. A run that is judged asks after every point but the first and the last whether it may go on, and waits
 for the :class:`Verdict` with the training clock stopped.
 It ends when the other end closes, also in the middle of a run: a runner that dies leaves no worker behind.
@@ -19,7 +19,7 @@ import threading
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from kftune.training.results import CurvePoint, RunResult, RunSpec
+from kftune.results import CurvePoint, RunResult, RunSpec
 
 __all__ = ["Done", "Point", "Question", "Ready", "Verdict", "main"]
 
@@ -69,7 +69,7 @@ def main() -> None:
 
     from kftune.optim import OPTIMIZERS
     from kftune.problems import PROBLEMS
-    from kftune.training.trainer import train
+    from kftune.training.loop.trainer import train
 
     def report(point: CurvePoint) -> None:
         connection.send(Point(point))

@@ -5,8 +5,8 @@ from typing import Any
 
 import optuna
 
+from kftune.results import CurvePoint, Outcome, RunResult
 from kftune.storage.repository import Repository
-from kftune.training.results import CurvePoint, Outcome, RunResult
 from tests.storage.builders import run_record, run_result
 
 LR = optuna.distributions.FloatDistribution(1e-4, 10.0, log=True)

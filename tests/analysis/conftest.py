@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from kftune.results import Outcome
 from kftune.storage.repository import Repository
-from kftune.training.results import Outcome
 from tests.analysis.builders import UNTRAINED, add_trial, failed, result
 from tests.storage.builders import session_record, study_record
 

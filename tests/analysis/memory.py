@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kftune.analysis.results import FileResults, StudyResults, TrialResults
+from kftune.analysis.stored.results import FileResults, StudyResults, TrialResults
+from kftune.results import CurvePoint, Outcome, RunResult
 from kftune.storage.records import RunRecord, TrialRecord
-from kftune.training.results import CurvePoint, Outcome, RunResult
 from tests.storage.builders import run_record, session_record, study_record
 
 UNTRAINED = 10.0

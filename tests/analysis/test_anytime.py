@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from kftune.analysis.anytime import best_so_far, best_so_far_curves
-from kftune.training.results import Outcome
+from kftune.analysis.tuning.anytime import best_so_far, best_so_far_curves
+from kftune.results import Outcome
 from tests.analysis.memory import UNTRAINED, file, run, study, trial
 
 

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from kftune.analysis.best import best_configurations
-from kftune.analysis.results import load_results
+from kftune.analysis.stored.results import load_results
+from kftune.analysis.tuning.best import best_configurations
 from kftune.storage.repository import Repository
 from tests.analysis.builders import UNTRAINED
 

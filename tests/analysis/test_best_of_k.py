@@ -6,7 +6,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from kftune.analysis.best_of_k import best_of_k, best_of_k_curves, best_of_k_weights, startup_values
+from kftune.analysis.tuning.best_of_k import best_of_k, best_of_k_curves, best_of_k_weights, startup_values
 from tests.analysis.memory import UNTRAINED, file, study, trial
 
 

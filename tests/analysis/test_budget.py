@@ -3,10 +3,10 @@ import math
 import numpy as np
 import pytest
 
-from kftune.analysis._steps import mean_steps, run_steps
-from kftune.analysis.budget import budget_places, over_budget, rankings_over_budget, tuned_for
-from kftune.analysis.results import TrialResults
-from kftune.training.results import Outcome
+from kftune.analysis.stored.results import TrialResults
+from kftune.analysis.stored.steps import mean_steps, run_steps
+from kftune.analysis.tuning.budget import budget_places, over_budget, rankings_over_budget, tuned_for
+from kftune.results import Outcome
 from tests.analysis.memory import UNTRAINED, file, run, study, trial
 
 

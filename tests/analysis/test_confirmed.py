@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from kftune.analysis.confirmed import confirmed_results, confirmed_trials
-from kftune.training.results import Outcome
+from kftune.analysis.trust.confirmed import confirmed_results, confirmed_trials
+from kftune.results import Outcome
 from tests.analysis.memory import UNTRAINED, file, run, study, trial
 
 

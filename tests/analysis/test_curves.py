@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from kftune.analysis.curves import repeated_curve
-from kftune.training.results import CurvePoint, RunResult
+from kftune.analysis.stored.curves import repeated_curve
+from kftune.results import CurvePoint, RunResult
 from tests.storage.builders import run_result
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kftune.analysis.exporting import long_points, long_runs
-from kftune.analysis.results import load_results
+from kftune.analysis.stored.exporting import long_points, long_runs
+from kftune.analysis.stored.results import load_results
+from kftune.results import Outcome
 from kftune.storage.repository import Repository
-from kftune.training.results import Outcome
 from tests.analysis.builders import UNTRAINED, add_confirmation, add_trial, failed, result
 from tests.analysis.conftest import KFAC
 from tests.storage.builders import run_record

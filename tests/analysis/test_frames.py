@@ -2,8 +2,15 @@ import math
 
 import pandas as pd
 
-from kftune.analysis.frames import POINT_COLUMNS, RUN_COLUMNS, TRIAL_COLUMNS, points_frame, runs_frame, trials_frame
-from kftune.analysis.results import load_results
+from kftune.analysis.stored.frames import (
+    POINT_COLUMNS,
+    RUN_COLUMNS,
+    TRIAL_COLUMNS,
+    points_frame,
+    runs_frame,
+    trials_frame,
+)
+from kftune.analysis.stored.results import load_results
 from kftune.storage.repository import Repository
 from tests.analysis.builders import UNTRAINED
 

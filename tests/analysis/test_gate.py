@@ -3,8 +3,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kftune.analysis.gate import HuggedEdge, best_share, hugged_edges
-from kftune.analysis.results import StudyResults
+from kftune.analysis.stored.results import StudyResults
+from kftune.analysis.tuning.gate import HuggedEdge, best_share, hugged_edges
 from tests.analysis.memory import study, trial
 
 

@@ -3,10 +3,10 @@ from datetime import timedelta
 
 import pytest
 
-from kftune.analysis.health import health, step_anatomies
-from kftune.analysis.results import FileResults
+from kftune.analysis.stored.results import FileResults
+from kftune.analysis.trust.health import health, step_anatomies
+from kftune.results import PHASES, Calibration, Outcome
 from kftune.storage.records import RunRecord
-from kftune.training.results import PHASES, Calibration, Outcome
 from tests.analysis.memory import file, run, study, trial
 from tests.storage.builders import STARTED_AT, session_record
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from kftune.analysis.importance import hyperparameter_importances
-from kftune.analysis.results import StudyResults
+from kftune.analysis.stored.results import StudyResults
+from kftune.analysis.tuning.importance import hyperparameter_importances
 from tests.analysis.memory import study, trial
 
 SPACE = {

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kftune.analysis._intervals import grid_step, holm, mean_interval, paired_t
-from kftune.analysis.paired import compare_pairs, paired_bootstrap, paired_difference
+from kftune.analysis.trust.intervals import grid_step, holm, mean_interval, paired_t
+from kftune.analysis.trust.paired import compare_pairs, paired_bootstrap, paired_difference
 from tests.analysis.memory import file, study, trial
 
 N_COMPARISONS = 1000

@@ -5,10 +5,10 @@ from itertools import pairwise
 import optuna
 import pytest
 
-from kftune.analysis.results import FileResults, load_results
+from kftune.analysis.stored.results import FileResults, load_results
 from kftune.errors import UnknownNameError
+from kftune.results import Outcome
 from kftune.storage.repository import Repository
-from kftune.training.results import Outcome
 from tests.analysis.builders import UNTRAINED, add_confirmation, add_trial, failed, result
 from tests.analysis.conftest import CONFIG, KFAC
 from tests.storage.builders import run_record, session_record, study_record
@@ -146,8 +146,8 @@ def test_without_curves_trials_keep_their_values(filled: Repository) -> None:
 def test_analysis_and_dashboard_need_no_torch() -> None:
     code = (
         "import importlib, pkgutil, sys, kftune.analysis, kftune.dashboard.page\n"
-        "for module in pkgutil.iter_modules(kftune.analysis.__path__):\n"
-        "    importlib.import_module(f'kftune.analysis.{module.name}')\n"
+        "for module in pkgutil.walk_packages(kftune.analysis.__path__, 'kftune.analysis.'):\n"
+        "    importlib.import_module(module.name)\n"
         "print('torch' in sys.modules)"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

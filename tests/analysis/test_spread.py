@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from kftune.analysis.results import StudyResults
-from kftune.analysis.spread import ANYWHERE, optimizer_spreads
+from kftune.analysis.stored.results import StudyResults
+from kftune.analysis.tuning.spread import ANYWHERE, optimizer_spreads
 from tests.analysis.memory import file, study, trial
 
 

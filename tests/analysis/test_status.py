@@ -5,10 +5,10 @@ from typing import Any
 import optuna
 import pytest
 
-from kftune.analysis.results import load_results
-from kftune.analysis.status import FileStatus, file_statuses
+from kftune.analysis.stored.results import load_results
+from kftune.analysis.stored.status import FileStatus, file_statuses
+from kftune.results import Outcome
 from kftune.storage.repository import Repository
-from kftune.training.results import Outcome
 from tests.analysis.builders import add_trial, result
 from tests.analysis.conftest import CONFIG, KFAC
 from tests.storage.builders import STARTED_AT, run_record, session_record, study_record

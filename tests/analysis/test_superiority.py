@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kftune.analysis.superiority import probability_of_superiority, superiority_matrices
+from kftune.analysis.trust.superiority import probability_of_superiority, superiority_matrices
 from tests.analysis.memory import file, study, trial
 
 

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from kftune.analysis.targets import TimeToTarget, performance_profiles, times_to_target
-from kftune.training.results import Outcome
+from kftune.analysis.ranking.targets import TimeToTarget, performance_profiles, times_to_target
+from kftune.results import Outcome
 from tests.analysis.memory import UNTRAINED, file, run, study, trial
 
 

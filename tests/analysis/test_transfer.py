@@ -1,6 +1,6 @@
 import pytest
 
-from kftune.analysis.transfer import transfers
+from kftune.analysis.ranking.transfer import transfers
 from tests.analysis.memory import UNTRAINED, file, study, trial
 
 

@@ -1,8 +1,8 @@
 import json
 
-from kftune.analysis.chosen import chosen_configurations
-from kftune.analysis.verdict import verdicts
-from kftune.training.results import Outcome
+from kftune.analysis.ranking.chosen import chosen_configurations
+from kftune.analysis.ranking.verdict import verdicts
+from kftune.results import Outcome
 from tests.analysis.memory import file, run, study, trial
 
 EDGE = {"lr": 1.0}

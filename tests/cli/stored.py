@@ -8,8 +8,8 @@ from typing import Any
 import optuna
 
 from kftune.optim import OPTIMIZERS
+from kftune.results import Outcome
 from kftune.storage.repository import Repository
-from kftune.training.results import Outcome
 from tests.analysis.builders import failed, result
 from tests.storage.builders import run_record, session_record, study_record
 

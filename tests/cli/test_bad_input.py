@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kftune.study.lock import sole_runner
+from kftune.study.sessions.lock import sole_runner
 from tests.cli.conftest import STUDY, Command, spawn
 
 MISTAKES = [

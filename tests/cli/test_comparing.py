@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
+from kftune.results import Outcome, RunResult
 from kftune.storage.repository import Repository
-from kftune.training.results import Outcome, RunResult
 from tests.analysis.builders import add_trial, failed, result
 from tests.cli.conftest import Command
 from tests.cli.stored import make

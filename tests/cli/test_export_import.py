@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from kftune.analysis.chosen import ChosenConfiguration
-from kftune.cli._snippets import as_python
+from kftune.analysis.ranking.chosen import ChosenConfiguration
+from kftune.cli.rendering.snippets import as_python
 from kftune.study.config import parse_config
 from tests.cli.conftest import Command
 from tests.cli.stored import make

@@ -160,7 +160,7 @@ def test_an_interrupt_says_so(kftune: Command, monkeypatch: pytest.MonkeyPatch) 
 def test_progress_is_shown_when_it_takes_long(
     kftune: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from kftune.cli._profile_progress import ProfileProgress
+    from kftune.progress.profiles import ProfileProgress
 
     with ProfileProgress() as shown:
         shown(Progress("kfac", 1.9, 1.9))

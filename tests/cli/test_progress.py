@@ -7,12 +7,12 @@ import io
 import pytest
 from rich.console import Console
 
-from kftune.cli import _progress
-from kftune.cli._progress import LiveReporter, Pace, PlainReporter, ProgressReporter, make_reporter
+from kftune.progress import studies as _progress
+from kftune.progress.studies import LiveReporter, Pace, PlainReporter, ProgressReporter, make_reporter
+from kftune.results import CurvePoint, Outcome, RunResult
 from kftune.study.config import StudyConfig, config_from_dict
-from kftune.study.reporting import RunKey, StudyTotals
-from kftune.study.runner import Interrupt
-from kftune.training.results import CurvePoint, Outcome, RunResult
+from kftune.study.sessions.reporting import RunKey, StudyTotals
+from kftune.study.sessions.search import Interrupt
 
 SGD, KFAC = "small/digits_mlp/sgd", "small/digits_mlp/kfac"
 

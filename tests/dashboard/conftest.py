@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
-from kftune.analysis.results import FileResults, load_results
+from kftune.analysis.stored.results import FileResults, load_results
 from kftune.dashboard.page import write_page
 from kftune.storage.repository import Repository
 from tests.analysis.conftest import filled, filled_file, repository  # noqa: F401 - fixtures

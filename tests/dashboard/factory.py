@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import optuna
 
+from kftune.objective import run_objective
+from kftune.results import PHASES, Calibration, CurvePoint, Outcome, RunResult
 from kftune.storage.repository import Repository, RunRecord, SessionRecord, StudyRecord
-from kftune.training.objective import run_objective
-from kftune.training.results import PHASES, Calibration, CurvePoint, Outcome, RunResult
 
 STARTED_AT = datetime(2026, 3, 1, 8, 30, tzinfo=UTC)
 FLOAT = optuna.distributions.FloatDistribution

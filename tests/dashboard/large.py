@@ -16,9 +16,9 @@ import optuna
 import sqlalchemy as sa
 from optuna.storages._rdb import models as optuna_models
 
+from kftune.results import PHASES
 from kftune.storage import models
 from kftune.storage.repository import Repository, StudyRecord
-from kftune.training.results import PHASES
 from tests.dashboard.factory import OPTIMIZERS, STARTED_AT, UNTRAINED, begin_session, resolved, study_records
 
 POINTS, REPEATS, BUDGET = 21, 2, 60.0

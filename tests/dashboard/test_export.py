@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from kftune.analysis.results import FileResults
+from kftune.analysis.stored.results import FileResults
 from kftune.dashboard.export import make_request, write_figure
 from kftune.dashboard.figures.catalogue import FIGURES
 from kftune.dashboard.tables import write_tables

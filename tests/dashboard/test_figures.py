@@ -6,13 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from kftune.analysis.health import step_anatomies
-from kftune.analysis.results import FileResults, load_results
+from kftune.analysis.stored.results import FileResults, load_results
+from kftune.analysis.trust.health import step_anatomies
 from kftune.dashboard.export import make_request
 from kftune.dashboard.figures import plot_learning_curves, plot_sorted_losses
 from kftune.dashboard.figures._arrays import spread_out, visible
 from kftune.dashboard.figures._dimensions import scales
-from kftune.dashboard.figures._style import DARK, optimizer_styles, value_axis
 from kftune.dashboard.figures.across_problems import plot_best_regions, plot_performance_profiles
 from kftune.dashboard.figures.anatomy import plot_reading, plot_step_anatomy, readings_there
 from kftune.dashboard.figures.batch_size import common_updates, has_accumulation, plot_loss_against_batch
@@ -26,10 +25,11 @@ from kftune.dashboard.figures.hyperparameters import (
 )
 from kftune.dashboard.figures.learning_curves import _get_learning_curves_info, measures
 from kftune.dashboard.figures.sorted_losses import SYMBOLS, _get_sorted_losses_info
+from kftune.dashboard.figures.style import DARK, optimizer_styles, value_axis
 from kftune.dashboard.figures.tunability import plot_best_so_far
 from kftune.dashboard.trials import trial_tables
+from kftune.results import Outcome
 from kftune.storage.repository import Repository
-from kftune.training.results import Outcome
 from tests.analysis import memory
 from tests.analysis.builders import UNTRAINED, add_trial, failed, result
 from tests.analysis.conftest import KFAC

@@ -13,11 +13,11 @@ import pytest
 import yaml
 from plotly.offline import get_plotlyjs_version
 
-from kftune.analysis.confirmed import confirmed_results
-from kftune.analysis.results import FileResults
-from kftune.dashboard import formatting
+from kftune import wording as formatting
+from kftune.analysis.stored.results import FileResults
+from kftune.analysis.trust.confirmed import confirmed_results
 from kftune.dashboard.encoding import json_markup, packed
-from kftune.dashboard.figures._style import optimizer_styles
+from kftune.dashboard.figures.style import optimizer_styles
 from kftune.dashboard.header import make_header
 from kftune.dashboard.page import render_page, write_page
 from kftune.dashboard.panels import FILE_PANELS, PROBLEM_PANELS, Subject

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from kftune.analysis.results import FileResults
-from kftune.dashboard.figures._style import optimizer_styles, value_axis
+from kftune.analysis.stored.results import FileResults
 from kftune.dashboard.figures.machine import plot_machine
+from kftune.dashboard.figures.style import optimizer_styles, value_axis
 from kftune.dashboard.figures.verdict import plot_verdict
 from kftune.dashboard.panels import FILE_PANELS, PROBLEM_PANELS, Subject
 from kftune.dashboard.parts import Panel, Table
-from kftune.training.results import Calibration
+from kftune.results import Calibration
 from tests.analysis import memory
 
 ONLY_A_PART = "Of many trials only a part is drawn."

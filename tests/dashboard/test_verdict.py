@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
-from kftune.analysis.results import FileResults, load_results
-from kftune.dashboard.figures._style import optimizer_styles
+from kftune.analysis.stored.results import FileResults, load_results
+from kftune.dashboard.figures.style import optimizer_styles
 from kftune.dashboard.panels import FILE_PANELS, PROBLEM_PANELS, Subject
 from kftune.dashboard.parts import Panel, Table
+from kftune.results import CurvePoint, Outcome, RunResult
 from kftune.storage.repository import Repository
-from kftune.training.results import CurvePoint, Outcome, RunResult
 from tests.dashboard.conftest import Watched, page_of, wait_until
 from tests.dashboard.factory import OPTIMIZERS, make_database
 from tests.storage.builders import run_record, run_result

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 
-from kftune.optim._likelihoods import output_vectors
+from kftune.optim.curvature.likelihoods import output_vectors
 from tests.optim._dense import DTYPE, layer_gradient, layer_matrix, make_loss
 
 

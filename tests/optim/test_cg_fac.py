@@ -9,10 +9,10 @@ import torch
 
 from kftune.errors import CurvatureError
 from kftune.optim import KFAC
-from kftune.optim._conjugate_gradients import conjugate_gradients
-from kftune.optim._kronecker_rows import KroneckerRows, RowsOrGram
-from kftune.optim._statistics import Rows
-from kftune.optim.cg_fac import CGFAC
+from kftune.optim.curvature.kronecker_rows import KroneckerRows, RowsOrGram
+from kftune.optim.curvature.statistics import Rows
+from kftune.optim.linalg.conjugate_gradients import conjugate_gradients
+from kftune.optim.methods.cg_fac import CGFAC
 from tests.optim._dense import DTYPE, make_batch, make_closure, make_net, relative_error
 from tests.optim._dense_fisher import (
     Pooled,

@@ -8,9 +8,9 @@ from curvlinops import EKFACLinearOperator, FisherType
 from torch import nn
 
 from kftune.optim import EKFAC, KFAC
-from kftune.optim import _ekfac as numerics
-from kftune.optim._ekfac import Basis, add_second_moments, moved
-from kftune.optim._statistics import Rows
+from kftune.optim.curvature.statistics import Rows
+from kftune.optim.preconditioning import eigenbasis as numerics
+from kftune.optim.preconditioning.eigenbasis import Basis, add_second_moments, moved
 from tests.optim._dense import (
     DTYPE,
     empirical_fisher_block,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kftune.optim import KFAC
-from kftune.optim._damping import make_preconditioners, precondition, split_damping
+from kftune.optim.preconditioning.damping import make_preconditioners, precondition, split_damping
 from tests.optim._dense import (
     DTYPE,
     layer_gradient,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kftune.optim import KFAC, SGD
-from kftune.optim import _adaptive as adaptive
+from kftune.optim.preconditioning import adaptive
 from tests.optim._adaptive_kfac import batches, build, curvature, position, step
 from tests.optim._dense import DTYPE, make_batch, make_closure, make_net, relative_error
 from tests.optim._dense_objective import flatten

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kftune.optim import _adaptive as adaptive
+from kftune.optim.preconditioning import adaptive
 from tests.optim._adaptive_kfac import batches, build, curvature, position, step
 from tests.optim._dense import DTYPE, make_closure
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from kftune.errors import CurvatureError
 from kftune.optim import ThesisKFAC
-from kftune.optim._linalg import noisy_inverses
+from kftune.optim.linalg.decompositions import noisy_inverses
 from tests.optim._dense import (
     DTYPE,
     layer_matrix,

@@ -10,8 +10,8 @@ from torch import nn
 from torch.func import functional_call, jacrev, vmap
 
 from kftune.optim import KFAC, BlockTridiagonalKFAC
-from kftune.optim._damping import split_damping
-from kftune.optim._tridiagonal import Cross, Moments, apply, invert
+from kftune.optim.preconditioning.damping import split_damping
+from kftune.optim.preconditioning.tridiagonal import Cross, Moments, apply, invert
 from tests.optim._dense import (
     DTYPE,
     layer_gradient,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kftune.optim import FOOF, KFAC
-from kftune.optim._layers import find_layers, split
+from kftune.optim.curvature.layers import find_layers, split
 from tests.optim._dense import (
     DTYPE,
     ggn_block,

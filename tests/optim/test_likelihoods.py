@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kftune.optim._likelihoods import output_vectors
+from kftune.optim.curvature.likelihoods import output_vectors
 
 HALVES = [torch.bfloat16, torch.float16]
 

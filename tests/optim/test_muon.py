@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from kftune.errors import DivergenceError
-from kftune.optim.muon import Muon, lr_factor, orthogonalize
-from kftune.problems._transformer import Transformer
+from kftune.optim.methods.muon import Muon, lr_factor, orthogonalize
+from kftune.problems.networks.transformer import Transformer
 from tests.optim._dense import DTYPE, make_batch, make_closure, make_net, relative_error
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from kftune.errors import CurvatureError
-from kftune.optim import _example_gradients as module
-from kftune.optim._example_gradients import FactoredGradients, WrittenGradients, concatenate, from_tensors
-from kftune.optim._woodbury import factorize, solve
-from kftune.optim.natural_gradient import NaturalGradient
+from kftune.optim.curvature import example_gradients as module
+from kftune.optim.curvature.example_gradients import FactoredGradients, WrittenGradients, concatenate, from_tensors
+from kftune.optim.methods.natural_gradient import NaturalGradient
+from kftune.optim.preconditioning.woodbury import factorize, solve
 from tests.optim._dense import DTYPE, make_batch, make_closure, make_net, relative_error
 from tests.optim._dense_fisher import (
     Pooled,

@@ -7,14 +7,27 @@ import torch
 from torch import nn
 
 from kftune.errors import CurvatureError
-from kftune.optim import _linalg
-from kftune.optim._base import all_finite, check_choice, check_count, check_range
-from kftune.optim._capture import Capture
-from kftune.optim._factors import add_gram, add_homogeneous_gram, debiased_decay_of, decay_of, symmetrize_, trace_ratio
-from kftune.optim._kl_clip import kl_clip_factor
-from kftune.optim._linalg import damped_choleskys, damped_inverses, eigendecompositions, ridged_cholesky, solve_between
-from kftune.optim._momentum import momentum_step
-from kftune.optim._products import padded_zeros, product
+from kftune.optim.curvature.capture import Capture
+from kftune.optim.interface import all_finite, check_choice, check_count, check_range
+from kftune.optim.linalg import decompositions as _linalg
+from kftune.optim.linalg.decompositions import (
+    damped_choleskys,
+    damped_inverses,
+    eigendecompositions,
+    ridged_cholesky,
+    solve_between,
+)
+from kftune.optim.linalg.factors import (
+    add_gram,
+    add_homogeneous_gram,
+    debiased_decay_of,
+    decay_of,
+    symmetrize_,
+    trace_ratio,
+)
+from kftune.optim.linalg.products import padded_zeros, product
+from kftune.optim.preconditioning.kl_clip import kl_clip_factor
+from kftune.optim.updates.momentum import momentum_step
 
 D = torch.float64
 

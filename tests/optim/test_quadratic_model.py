@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from kftune.optim._quadratic_model import QuadraticModel, combine, fisher_products, inner_products, jacobian_products
+from kftune.optim.preconditioning.quadratic_model import (
+    QuadraticModel,
+    combine,
+    fisher_products,
+    inner_products,
+    jacobian_products,
+)
 from tests.optim._dense import DTYPE, make_batch, make_loss, make_net, relative_error
 from tests.optim._dense_objective import as_direction, dense_ggn, flatten, objective_gradient
 

@@ -8,9 +8,9 @@ from scipy.linalg import fractional_matrix_power
 from torch import nn
 
 from kftune.errors import CurvatureError
-from kftune.optim.adamw import AdamW
-from kftune.optim.sgd import SGD
-from kftune.optim.shampoo import Shampoo
+from kftune.optim.methods.adamw import AdamW
+from kftune.optim.methods.sgd import SGD
+from kftune.optim.methods.shampoo import Shampoo
 from tests.optim._dense import DTYPE, make_batch, make_closure, make_net, relative_error
 
 EXACT = 1e-10  # relative, float64

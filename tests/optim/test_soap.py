@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from kftune.errors import CurvatureError
-from kftune.optim._shampoo import eigenbases, iterated_bases
-from kftune.optim.adamw import AdamW
-from kftune.optim.soap import SOAP
+from kftune.optim.matrixwise.roots import eigenbases, iterated_bases
+from kftune.optim.methods.adamw import AdamW
+from kftune.optim.methods.soap import SOAP
 from tests.optim._dense import DTYPE, make_batch, make_closure, make_net, relative_error
 
 EXACT = 1e-10  # relative, float64

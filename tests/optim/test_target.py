@@ -11,7 +11,7 @@ from torch import nn
 
 from kftune.errors import UsageError
 from kftune.optim import KFAC, OPTIMIZERS, SGD, ModelOptimizer, TargetEntry, TorchOptimizer
-from kftune.optim._target import optimizer_from
+from kftune.optim.own.target import optimizer_from
 from tests.optim import test_contract as contract
 from tests.optim import test_contract_state as state_contract
 from tests.optim._contract import build, network, parameters, train

@@ -10,9 +10,9 @@ from torch import nn
 from torch.func import functional_call, jacrev, vmap
 
 from kftune.optim import KFAC, TwoLevelKFAC
-from kftune.optim._coarse import Map, cross_sums, damped_inverse
-from kftune.optim._damping import split_damping
-from kftune.optim._patches import Window, patch_sums, patches
+from kftune.optim.curvature.patches import Window, patch_sums, patches
+from kftune.optim.preconditioning.coarse import Map, cross_sums, damped_inverse
+from kftune.optim.preconditioning.damping import split_damping
 from tests.optim._dense import (
     DTYPE,
     layer_gradient,

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kftune.optim import CGFAC, EKFAC, FOOF, KFAC, SKFAC, NaturalGradient, TwoLevelKFAC
-from kftune.optim._base import ModelOptimizer
-from kftune.optim._random import Random
+from kftune.optim.curvature.random import Random
+from kftune.optim.interface import ModelOptimizer
 
 Make = Callable[[nn.Module], ModelOptimizer]
 

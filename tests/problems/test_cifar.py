@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-import kftune.problems._cifar as reader
 import kftune.problems.cifar as cifar
+import kftune.problems.readers.cifar as reader
 from kftune.errors import DataMissingError, UsageError
 from kftune.problems import DATASETS, PROBLEMS, Problem
 from tests.problems.conftest import cifar_bytes, write_cifar_like

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from kftune.problems import PROBLEMS
-from kftune.problems._residual import BasicBlock, ResidualNetwork
-from kftune.problems._transformer import SelfAttention, Transformer
-from kftune.training.batches import ShuffledIndices
+from kftune.problems.networks.residual import BasicBlock, ResidualNetwork
+from kftune.problems.networks.transformer import SelfAttention, Transformer
+from kftune.training.data.batches import ShuffledIndices
 
 
 def test_resnet20_has_20_layers_and_the_papers_size() -> None:

@@ -9,10 +9,10 @@ import optuna
 import pytest
 
 from kftune.errors import UsageError
+from kftune.study.benchmarking.benchmark import Contestant, Regret, comparisons, measure_regrets, measure_seconds, ranks
+from kftune.study.benchmarking.test_functions import _HARTMANN_BEST, LEAST, TEST_FUNCTIONS, UNTRAINED, _hartmann
 from kftune.study.samplers import make_sampler
-from kftune.study.samplers._benchmark import Contestant, Regret, comparisons, measure_regrets, measure_seconds, ranks
-from kftune.study.samplers._coordinates import distributions, from_unit
-from kftune.study.samplers._test_functions import _HARTMANN_BEST, LEAST, TEST_FUNCTIONS, UNTRAINED, _hartmann
+from kftune.study.samplers.coordinates import distributions, from_unit
 
 
 @pytest.mark.parametrize("name", list(TEST_FUNCTIONS))

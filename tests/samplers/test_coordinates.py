@@ -10,7 +10,7 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from kftune.space import Categorical, Condition, Float, Int, Space
-from kftune.study.samplers._coordinates import (
+from kftune.study.samplers.coordinates import (
     active_dimensions,
     conditions,
     distributions,

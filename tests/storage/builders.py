@@ -4,8 +4,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from kftune.results import PHASES, Calibration, CurvePoint, Outcome, RunResult
 from kftune.storage.records import RunRecord, SessionRecord, StudyRecord
-from kftune.training.results import PHASES, Calibration, CurvePoint, Outcome, RunResult
 
 STARTED_AT = datetime(2026, 3, 1, 12, 30, 15, 250_000, tzinfo=UTC)
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import optuna
 import pytest
 
-from kftune.analysis.exporting import long_runs
-from kftune.analysis.results import FileResults, load_results
+from kftune.analysis.stored.exporting import long_runs
+from kftune.analysis.stored.results import FileResults, load_results
 from kftune.errors import StorageError, UnknownNameError, UsageError
-from kftune.storage.import_csv import read_csv_sweep
-from kftune.storage.import_optuna import read_optuna_study
-from kftune.storage.importing import ImportedStudy, store_imported
+from kftune.results import Outcome
+from kftune.storage.importing.csv_sweep import read_csv_sweep
+from kftune.storage.importing.optuna_study import read_optuna_study
+from kftune.storage.importing.studies import ImportedStudy, store_imported
 from kftune.storage.repository import Repository
-from kftune.training.results import Outcome
 
 
 def stored(directory: Path, studies: list[ImportedStudy], **other: object) -> FileResults:
@@ -211,8 +211,8 @@ import os, signal, sys
 from pathlib import Path
 import optuna
 import kftune.storage.repository as repository
-from kftune.storage.import_csv import read_csv_sweep
-from kftune.storage.importing import store_imported
+from kftune.storage.importing.csv_sweep import read_csv_sweep
+from kftune.storage.importing.studies import store_imported
 
 def deadly(function, calls=[]):
     def call(*args, **kwargs):

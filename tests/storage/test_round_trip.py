@@ -6,9 +6,9 @@ import optuna
 import pytest
 
 from kftune.errors import StorageError
+from kftune.results import CurvePoint, Outcome, RunResult
 from kftune.storage._types import from_json, to_json
 from kftune.storage.repository import Repository
-from kftune.training.results import CurvePoint, Outcome, RunResult
 from tests.storage.builders import STARTED_AT, run_record, run_result, session_record, study_record
 
 NOT_FINITE = (math.nan, math.inf, -math.inf)

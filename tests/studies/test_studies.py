@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from kftune.problems import PROBLEMS
+from kftune.results import Outcome
 from kftune.storage.repository import Repository
 from kftune.study.config import config_from_dict, load_config
-from kftune.study.runner import run_studies
-from kftune.training.results import Outcome
+from kftune.study.sessions.search import run_studies
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "studies").glob("**/*.yaml"))

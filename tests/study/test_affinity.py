@@ -11,7 +11,7 @@ import pytest
 
 from kftune.study.executors import Finished, LocalExecutor
 from kftune.study.executors.affinity import cores_here, pin
-from kftune.study.ledger import Ledger
+from kftune.study.executors.ledger import Ledger
 from tests.study.test_executor import spec, until_the_end
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs processes that can be pinned")

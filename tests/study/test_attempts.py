@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from kftune.results import Calibration, RunResult
 from kftune.storage.records import Purpose
 from kftune.storage.repository import Repository
-from kftune.study.calibrating import MachineSpeed
 from kftune.study.config import StudyConfig
 from kftune.study.executors import Finished, LocalExecutor, Lost, RunEvent
-from kftune.study.reporting import Reporter
-from kftune.study.runner import Interrupt, study_records
-from kftune.training.results import Calibration, RunResult
+from kftune.study.sessions.calibrating import MachineSpeed
+from kftune.study.sessions.reporting import Reporter
+from kftune.study.sessions.search import Interrupt, study_records
 from tests.storage.builders import run_record, run_result, session_record
 from tests.study.test_confirm import confirm
 from tests.study.test_runner import config, run
@@ -55,7 +55,7 @@ class _StopsAtDisturbance(Reporter):
 
 
 def unlucky(monkeypatch: pytest.MonkeyPatch, **when: tuple[int, ...]) -> Interrupt:
-    monkeypatch.setattr("kftune.study.session.LocalExecutor", type("Executor", (_Unlucky,), when))
+    monkeypatch.setattr("kftune.study.sessions.session.LocalExecutor", type("Executor", (_Unlucky,), when))
     return Interrupt()
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from kftune.errors import UsageError
+from kftune.results import RunResult
 from kftune.storage.repository import Repository, RunRecord
 from kftune.study.config import StudyConfig
-from kftune.study.confirm import confirm_seed, confirm_studies
-from kftune.study.reporting import Reporter
-from kftune.study.runner import Interrupt, RunSummary
-from kftune.study.trials import run_seed
-from kftune.training.results import RunResult
+from kftune.study.sessions.confirm import confirm_seed, confirm_studies
+from kftune.study.sessions.reporting import Reporter
+from kftune.study.sessions.search import Interrupt, RunSummary
+from kftune.study.sessions.trials import run_seed
 from tests.study.test_runner import Recorder, RunKey, config, run, runs_of
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from kftune.results import Outcome, RunSpec
 from kftune.study.executors import Finished, LocalExecutor, Lost, Progressed, RunEvent, TimedOut
-from kftune.study.ledger import Ledger
-from kftune.training.results import Outcome, RunSpec
+from kftune.study.executors.ledger import Ledger
 
 
 def spec(problem: str, **changes: object) -> RunSpec:
@@ -30,8 +30,8 @@ def spec(problem: str, **changes: object) -> RunSpec:
 RUNNER_OF_A_HANGING_RUN = """
 import pathlib, sys, time
 from kftune.study.executors import LocalExecutor
-from kftune.study.ledger import Ledger
-from kftune.training.results import RunSpec
+from kftune.study.executors.ledger import Ledger
+from kftune.results import RunSpec
 
 executor = LocalExecutor(["cpu"], threads=1, ledger=Ledger(n_slots=1))
 params = {"lr": 0.1, "batch_size": 64}

@@ -18,13 +18,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kftune.analysis.best import best_configurations
-from kftune.analysis.frames import trials_frame
-from kftune.analysis.results import load_results
+from kftune.analysis.stored.frames import trials_frame
+from kftune.analysis.stored.results import load_results
+from kftune.analysis.tuning.best import best_configurations
 from kftune.dashboard.figures.sorted_losses import SYMBOLS, plot_sorted_losses
+from kftune.results import Outcome
 from kftune.storage.repository import Repository, RunRecord
 from kftune.study.executors._process import GoneError, WorkerProcess
-from kftune.training.results import Outcome
 
 FAULTY = '''
 """A problem whose model misbehaves in its sixth forward pass of training, in the first run only."""

@@ -16,7 +16,7 @@ from kftune.errors import UsageError
 from kftune.study.executors import Finished, LocalExecutor, Started, leases
 from kftune.study.executors.affinity import Core, cores_here
 from kftune.study.executors.leases import Holder, Leases, Request, lease_directory, leased
-from kftune.study.ledger import Ledger
+from kftune.study.executors.ledger import Ledger
 from tests.study.test_executor import spec, until_the_end
 
 TAKER = """

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from kftune.results import Outcome
 from kftune.storage.repository import Repository, SessionRecord
 from kftune.study.config import StudyConfig, config_from_dict
-from kftune.training.results import Outcome
 from tests.study.test_runner import Recorder, run, runs_of
 
 # Takes 440 MB for each example, for a moment, and notes how many they are. (Reserved and never touched, it is quick.)

@@ -13,13 +13,13 @@ import optuna
 import pytest
 
 from kftune.errors import UnknownNameError
+from kftune.objective import run_objective
+from kftune.results import Calibration, Outcome
 from kftune.storage.repository import Repository, RunRecord
-from kftune.study.calibrating import MachineSpeed, threads_notice
 from kftune.study.config import StudyConfig, config_from_dict
 from kftune.study.executors import Finished, LocalExecutor, RunEvent
-from kftune.study.pruning import make_pruner
-from kftune.training.objective import run_objective
-from kftune.training.results import Calibration, Outcome
+from kftune.study.sessions.calibrating import MachineSpeed, threads_notice
+from kftune.study.sessions.pruning import make_pruner
 from tests.storage.builders import session_record
 from tests.study.test_runner import Recorder, config, run, runs_of
 
@@ -226,7 +226,7 @@ def test_a_disturbed_run_is_made_again_later_and_counts_for_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor = type("Executor", (_Disturbed,), {"n_finished": 0})
-    monkeypatch.setattr("kftune.study.session.LocalExecutor", executor)
+    monkeypatch.setattr("kftune.study.sessions.session.LocalExecutor", executor)
     recorder = Recorder()
     study = config(tmp_path, budget={"seconds": 0.05}, optimizers=["sgd"], trials=4, repeats=1)
     assert run(study, recorder).outcome == "complete"
@@ -244,7 +244,7 @@ def test_a_disturbed_run_is_made_again_later_and_counts_for_nothing(
 
 def test_a_run_that_is_disturbed_again_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     executor = type("Executor", (_Disturbed,), {"n_finished": 0, "slow": (4, 5)})
-    monkeypatch.setattr("kftune.study.session.LocalExecutor", executor)
+    monkeypatch.setattr("kftune.study.sessions.session.LocalExecutor", executor)
     study = config(tmp_path, budget={"seconds": 0.05}, optimizers=["sgd"], trials=4, repeats=1)
     assert run(study).outcome == "complete"
     with Repository.open(study.storage) as repository:
@@ -255,7 +255,7 @@ def test_a_run_that_is_disturbed_again_is_taken_as_it_is(tmp_path: Path, monkeyp
 
 def test_without_reruns_a_disturbed_run_is_only_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     executor = type("Executor", (_Disturbed,), {"n_finished": 0})
-    monkeypatch.setattr("kftune.study.session.LocalExecutor", executor)
+    monkeypatch.setattr("kftune.study.sessions.session.LocalExecutor", executor)
     study = config(tmp_path, budget={"seconds": 0.05, "reruns": 0}, optimizers=["sgd"], trials=4, repeats=1)
     run(study)
     with Repository.open(study.storage) as repository:
@@ -268,7 +268,7 @@ def test_a_disturbed_run_is_made_again_also_where_the_limit_is_reached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor = type("Executor", (_Disturbed,), {"n_finished": 0})
-    monkeypatch.setattr("kftune.study.session.LocalExecutor", executor)
+    monkeypatch.setattr("kftune.study.sessions.session.LocalExecutor", executor)
     changes = {"budget": {"seconds": 0.05}, "optimizers": ["sgd"], "trials": 6, "repeats": 1}
     study = config(tmp_path, limit={"trials": 4}, **changes)
     summary = run(study)
@@ -280,7 +280,7 @@ def test_a_disturbed_run_is_made_again_also_where_the_limit_is_reached(
 SLOWED = '''
 """Digits; the machine is slow during one run: when the data are loaded for the fifth time in a process."""
 from kftune.problems import PROBLEMS
-from kftune.training.calibration import SpeedGauge
+from kftune.training.loop.calibration import SpeedGauge
 
 work, n_loaded = SpeedGauge._work, 0
 

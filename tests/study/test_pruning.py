@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from kftune.results import CurvePoint, Outcome
 from kftune.storage.repository import Repository
 from kftune.study.config import StudyConfig, config_from_dict
 from kftune.study.executors import Asked, Finished, LocalExecutor, Lost, RunEvent
-from kftune.study.ledger import Ledger
-from kftune.study.pruning import Judge
-from kftune.study.trials import OpenTrial, Trials
-from kftune.training.results import CurvePoint, Outcome
+from kftune.study.executors.ledger import Ledger
+from kftune.study.sessions.pruning import Judge
+from kftune.study.sessions.trials import OpenTrial, Trials
 from tests.analysis.builders import result
 from tests.study.test_executor import spec
 from tests.study.test_runner import Recorder, config, run, runs_of
@@ -196,7 +196,7 @@ class _LosesTheFirstPruned(LocalExecutor):
 def test_a_pruned_run_that_is_lost_is_made_and_judged_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = config(tmp_path, optimizers=["sgd"], trials=8, pruner="median", sampler="random", evaluation={"points": 10})
     executor = type("Executor", (_LosesTheFirstPruned,), {})
-    monkeypatch.setattr("kftune.study.session.LocalExecutor", executor)
+    monkeypatch.setattr("kftune.study.sessions.session.LocalExecutor", executor)
     recorder = Recorder()
     assert run(study, recorder).outcome == "complete"
     assert len(recorder.messages) == 1

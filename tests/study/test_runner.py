@@ -10,14 +10,14 @@ import optuna
 import pytest
 
 from kftune.errors import DataMissingError, StudyChangedError, StudyLockedError
+from kftune.objective import run_objective
+from kftune.results import CurvePoint, Outcome, RunResult
 from kftune.storage.repository import Repository
 from kftune.study.config import StudyConfig, config_from_dict
-from kftune.study.lock import sole_runner
-from kftune.study.reporting import Reporter, RunKey, StudyTotals
-from kftune.study.runner import Interrupt, RunSummary, preflight, run_studies
-from kftune.study.trials import run_seed
-from kftune.training.objective import run_objective
-from kftune.training.results import CurvePoint, Outcome, RunResult
+from kftune.study.sessions.lock import sole_runner
+from kftune.study.sessions.reporting import Reporter, RunKey, StudyTotals
+from kftune.study.sessions.search import Interrupt, RunSummary, preflight, run_studies
+from kftune.study.sessions.trials import run_seed
 
 
 class Recorder(Reporter):

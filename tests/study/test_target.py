@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from kftune.results import Outcome
 from kftune.storage.repository import Repository
-from kftune.training.results import Outcome
 from tests.cli.conftest import spawn
 
 OPTIM = '''

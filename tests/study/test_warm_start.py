@@ -10,11 +10,11 @@ import pytest
 
 from kftune.errors import StorageError
 from kftune.space import Categorical, Condition, Float, Int, Space, Value
-from kftune.storage.import_csv import read_csv_sweep
-from kftune.storage.importing import store_imported
+from kftune.storage.importing.csv_sweep import read_csv_sweep
+from kftune.storage.importing.studies import store_imported
 from kftune.storage.repository import Repository, TrialRecord
 from kftune.study.config import StudyConfig
-from kftune.study.warm_start import _placed, find_candidates
+from kftune.study.sessions.warm_start import _placed, find_candidates
 from tests.study.test_runner import Recorder, config, run
 
 SPACE = Space(

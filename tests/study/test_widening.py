@@ -7,10 +7,10 @@ from pathlib import Path
 import optuna
 import pytest
 
-from kftune.analysis.results import load_results
+from kftune.analysis.stored.results import load_results
 from kftune.errors import UsageError
 from kftune.storage.repository import Repository
-from kftune.study.widening import take_over, widened
+from kftune.study.sessions.widening import take_over, widened
 from tests.study.test_runner import config, run, runs_of
 
 NARROW = {"name": "sgd", "space": {"lr": {"low": 1e-4, "high": 2e-4, "log": True}}}

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from kftune.training.batches import BatchSizes, ShuffledIndices
+from kftune.training.data.batches import BatchSizes, ShuffledIndices
 
 CPU = torch.device("cpu")
 

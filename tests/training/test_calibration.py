@@ -13,9 +13,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kftune.training.calibration import SpeedGauge, reference_seconds
-from kftune.training.results import Calibration, Outcome, RunSpec
-from kftune.training.trainer import train
+from kftune.results import Calibration, Outcome, RunSpec
+from kftune.training.loop.calibration import SpeedGauge, reference_seconds
+from kftune.training.loop.trainer import train
 
 CPU = torch.device("cpu")
 SPEC = RunSpec(

@@ -3,8 +3,8 @@ import time
 import pytest
 import torch
 
-from kftune.training.clock import Clock
-from kftune.training.results import PHASES
+from kftune.results import PHASES
+from kftune.training.loop.clock import Clock
 
 
 class FakeTime:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from kftune.training.results import RunSpec
-from kftune.training.trainer import Training
+from kftune.results import RunSpec
+from kftune.training.loop.trainer import Training
 
 
 def test_the_average_of_the_iterates_is_evaluated_and_training_goes_on_from_the_iterate() -> None:

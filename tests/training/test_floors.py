@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from kftune.optim._base import LayerSize
-from kftune.optim._flops import (
+from kftune.optim.costs import (
     application,
     cholesky,
     eigenbasis_application,
@@ -22,6 +21,7 @@ from kftune.optim._flops import (
     layer_sizes,
     statistics,
 )
+from kftune.optim.interface import LayerSize
 from kftune.training.profile._run import floor_multiple
 
 

@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch import nn
 
-from kftune.optim.kfac import KFAC
+from kftune.optim.methods.kfac import KFAC
+from kftune.results import Outcome, RunSpec
 from kftune.study.executors import Finished, LocalExecutor
-from kftune.study.ledger import Ledger
-from kftune.training.batches import BatchSizes
-from kftune.training.memory import limited_memory
-from kftune.training.micro_batch import find_micro_batch, probe
-from kftune.training.results import Outcome, RunSpec
-from kftune.training.trainer import Training, train
+from kftune.study.executors.ledger import Ledger
+from kftune.training.data.batches import BatchSizes
+from kftune.training.loop.memory import limited_memory
+from kftune.training.loop.micro_batch import find_micro_batch, probe
+from kftune.training.loop.trainer import Training, train
 from tests.study.test_executor import until_the_end
 
 # Small layers, but 256 KB of activations for each example, several times over.
@@ -105,8 +105,8 @@ SEARCH = """
 import json, os, pickle, sys
 from dataclasses import replace
 import psutil, torch
-from kftune.training.micro_batch import find_micro_batch, is_too_large, probe
-from kftune.training.trainer import train
+from kftune.training.loop.micro_batch import find_micro_batch, is_too_large, probe
+from kftune.training.loop.trainer import train
 
 def result_of(spec):
     read, write = os.pipe()

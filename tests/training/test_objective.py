@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from kftune.training.objective import point_objective, run_objective
-from kftune.training.results import CurvePoint, Outcome, RunResult
+from kftune.objective import point_objective, run_objective
+from kftune.results import CurvePoint, Outcome, RunResult
 
 
 def point(update: int, test_loss: float, accuracy: float | None = None) -> CurvePoint:

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from kftune.optim import OPTIMIZERS
-from kftune.training.batches import BatchSizes
-from kftune.training.results import Outcome, RunSpec
-from kftune.training.schedules import growing_momentum, momentum_after
-from kftune.training.trainer import Training, train
+from kftune.results import Outcome, RunSpec
+from kftune.training.data.batches import BatchSizes
+from kftune.training.loop.schedules import growing_momentum, momentum_after
+from kftune.training.loop.trainer import Training, train
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from kftune.optim import OPTIMIZERS
-from kftune.training.results import PHASES, CurvePoint, Outcome, RunResult, RunSpec
-from kftune.training.trainer import Training, train
+from kftune.results import PHASES, CurvePoint, Outcome, RunResult, RunSpec
+from kftune.training.loop.trainer import Training, train
 
 EXAMPLES = [(entry.name, {"batch_size": 64} | dict(entry.example)) for entry in OPTIMIZERS]
 

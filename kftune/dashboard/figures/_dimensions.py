@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kftune.analysis._box import searched_edges
-from kftune.analysis.results import StudyResults
+from kftune.analysis.stored.results import StudyResults
+from kftune.analysis.tuning.box import searched_edges
 from kftune.dashboard.figures._arrays import Floats, floats
-from kftune.dashboard.formatting import in_figure, number
+from kftune.wording import in_figure, number
 
 __all__ = ["Scale", "scales"]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from kftune.analysis.results import FileResults
-from kftune.analysis.spread import DimensionSpread, OptimizerSpread, optimizer_spreads
-from kftune.analysis.targets import R_MAX, performance_profiles, times_to_target
+from kftune.analysis.ranking.targets import R_MAX, performance_profiles, times_to_target
+from kftune.analysis.stored.results import FileResults
+from kftune.analysis.tuning.spread import DimensionSpread, OptimizerSpread, optimizer_spreads
 from kftune.dashboard.figures._arrays import floats
-from kftune.dashboard.figures._style import MUTED, OptimizerStyle, axis, layout, optimizer_styles, value_axis
-from kftune.dashboard.formatting import in_figure, number
+from kftune.dashboard.figures.style import MUTED, OptimizerStyle, axis, layout, optimizer_styles, value_axis
+from kftune.wording import in_figure, number
 
 __all__ = ["plot_best_regions", "plot_performance_profiles", "shared_dimensions"]
 
@@ -46,7 +46,7 @@ def plot_best_regions(
         file: the results of a study file with two problems or more.
         dimension: sampled name; see :func:`shared_dimensions`.
         styles: of the optimizers; by default by the order of the file's optimizers' names.
-        spreads: from :func:`kftune.analysis.spread.optimizer_spreads`, if they are known already.
+        spreads: from :func:`kftune.analysis.tuning.spread.optimizer_spreads`, if they are known already.
 
     Returns:
         None if nobody varied it on two problems.

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 
-from kftune.analysis.health import StepAnatomy, step_anatomies
-from kftune.analysis.results import FileResults, StudyResults
+from kftune.analysis.stored.results import FileResults, StudyResults
+from kftune.analysis.trust.health import StepAnatomy, step_anatomies
 from kftune.dashboard.figures._arrays import floats
-from kftune.dashboard.figures._style import OptimizerStyle, axis, layout, optimizer_styles, value_axis
-from kftune.dashboard.formatting import in_figure, number
+from kftune.dashboard.figures.style import OptimizerStyle, axis, layout, optimizer_styles, value_axis
+from kftune.wording import in_figure, number
 
 __all__ = ["PHASE_TITLES", "READINGS", "plot_reading", "plot_step_against_sgd", "plot_step_anatomy", "readings_there"]
 

@@ -11,11 +11,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import plotly.graph_objects as go
 
-from kftune.analysis.budget import over_budget
-from kftune.analysis.results import FileResults, StudyResults, TrialResults
+from kftune.analysis.stored.results import FileResults, StudyResults, TrialResults
+from kftune.analysis.tuning.budget import over_budget
 from kftune.dashboard.figures._arrays import floats, spread_out, wholes
-from kftune.dashboard.figures._style import OptimizerStyle, layout, optimizer_styles, value_axis
-from kftune.dashboard.formatting import in_figure, objective_title
+from kftune.dashboard.figures.style import OptimizerStyle, layout, optimizer_styles, value_axis
+from kftune.wording import in_figure, objective_title
 
 __all__ = [
     "MOST_TRIALS",
@@ -56,7 +56,8 @@ def _batch(trial: TrialResults, which: Batch) -> float | None:
     """A number of examples; of batches that grow the mean over the updates made; None if it is not known."""
     names = ("batch_size", "effective_batch_size", "accumulation")
     batch, effective, accumulation = (_size(trial, name) for name in names)
-    # As kftune.training.batches takes them: of a growing batch the passes grow with it unless both sizes are given.
+    # As kftune.training.data.batches takes them: of a growing batch the passes grow with it unless both sizes are
+    # given.
     is_pass_given = batch is not None and (effective is not None or accumulation is not None)
     if effective is None and batch is not None:
         effective = batch * (accumulation or 1)

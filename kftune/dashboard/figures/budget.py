@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from kftune.analysis.budget import StudyOverBudget, budget_places, over_budget, tuned_for
-from kftune.analysis.curves import Across
-from kftune.analysis.results import FileResults
+from kftune.analysis.stored.curves import Across
+from kftune.analysis.stored.results import FileResults
+from kftune.analysis.tuning.budget import StudyOverBudget, budget_places, over_budget, tuned_for
 from kftune.dashboard.figures._arrays import floats, wholes
-from kftune.dashboard.figures._style import INK, OptimizerStyle, layout, optimizer_styles, value_axis
 from kftune.dashboard.figures.sorted_losses import SYMBOLS, failed_at
-from kftune.dashboard.formatting import duration, in_figure, loss, number, objective_title
+from kftune.dashboard.figures.style import INK, OptimizerStyle, layout, optimizer_styles, value_axis
+from kftune.wording import duration, in_figure, loss, number, objective_title
 
 __all__ = ["budget_across", "place_names", "plot_best_over_budget", "slider_data", "studies_over_budget"]
 

@@ -8,9 +8,8 @@ from typing import Literal, TypeAlias
 
 import plotly.graph_objects as go
 
-from kftune.analysis.results import FileResults, StudyResults
-from kftune.analysis.spread import optimizer_spreads
-from kftune.dashboard.figures._style import OptimizerStyle
+from kftune.analysis.stored.results import FileResults, StudyResults
+from kftune.analysis.tuning.spread import optimizer_spreads
 from kftune.dashboard.figures.across_problems import plot_best_regions, plot_performance_profiles, shared_dimensions
 from kftune.dashboard.figures.anatomy import plot_reading, plot_step_against_sgd, plot_step_anatomy, readings_there
 from kftune.dashboard.figures.batch_size import common_updates, plot_inversion_share, plot_loss_against_batch
@@ -20,6 +19,7 @@ from kftune.dashboard.figures.importance import plot_importance
 from kftune.dashboard.figures.learning_curves import measures, plot_learning_curves
 from kftune.dashboard.figures.machine import plot_machine
 from kftune.dashboard.figures.sorted_losses import plot_sorted_losses
+from kftune.dashboard.figures.style import OptimizerStyle
 from kftune.dashboard.figures.tunability import plot_best_of_k, plot_best_so_far
 from kftune.dashboard.figures.verdict import plot_verdict
 

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
-from kftune.analysis.results import StudyResults, TrialResults
+from kftune.analysis.stored.results import StudyResults, TrialResults
 from kftune.dashboard.figures._arrays import floats, spread_out, wholes
 from kftune.dashboard.figures._dimensions import Scale, scales
-from kftune.dashboard.figures._style import INK, MUTED, RULE, SCALE, OptimizerStyle, axis, layout, value_axis
 from kftune.dashboard.figures.sorted_losses import SYMBOLS
-from kftune.dashboard.formatting import in_figure, objective_title
+from kftune.dashboard.figures.style import INK, MUTED, RULE, SCALE, OptimizerStyle, axis, layout, value_axis
+from kftune.wording import in_figure, objective_title
 
 __all__ = ["MOST_LINES", "map_pairs", "plot_map", "plot_parallel_coordinates", "plot_slices"]
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import plotly.graph_objects as go
 
-from kftune.analysis.importance import Importance, hyperparameter_importances
-from kftune.analysis.results import StudyResults
-from kftune.dashboard.figures._style import INK, OptimizerStyle, axis, layout
-from kftune.dashboard.formatting import in_figure
+from kftune.analysis.stored.results import StudyResults
+from kftune.analysis.tuning.importance import Importance, hyperparameter_importances
+from kftune.dashboard.figures.style import INK, OptimizerStyle, axis, layout
+from kftune.wording import in_figure
 
 __all__ = ["importances", "plot_importance"]
 

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
-from kftune.analysis.curves import Across, Measure, RepeatedCurve, repeated_curve
-from kftune.analysis.results import FileResults, TrialResults
+from kftune.analysis.stored.curves import Across, Measure, RepeatedCurve, repeated_curve
+from kftune.analysis.stored.results import FileResults, TrialResults
 from kftune.dashboard.figures._arrays import floats
-from kftune.dashboard.figures._style import OptimizerStyle, layout, optimizer_styles, value_axis
-from kftune.dashboard.formatting import in_figure, outcome_title
+from kftune.dashboard.figures.style import OptimizerStyle, layout, optimizer_styles, value_axis
+from kftune.wording import in_figure, outcome_title
 
 __all__ = ["measures", "plot_learning_curves"]
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
-from kftune.analysis.health import health
-from kftune.analysis.results import FileResults
+from kftune.analysis.stored.results import FileResults
+from kftune.analysis.trust.health import health
 from kftune.dashboard.figures._arrays import floats, spread_out, wholes
-from kftune.dashboard.figures._style import MUTED, OptimizerStyle, label_level, layout, optimizer_styles
-from kftune.dashboard.formatting import time_unit
+from kftune.dashboard.figures.style import MUTED, OptimizerStyle, label_level, layout, optimizer_styles
+from kftune.wording import time_unit
 
 __all__ = ["plot_machine"]
 

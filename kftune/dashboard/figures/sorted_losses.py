@@ -8,13 +8,13 @@ from typing import NamedTuple, TypeAlias
 
 import plotly.graph_objects as go
 
-from kftune.analysis.budget import over_budget, tuned_for
-from kftune.analysis.curves import Across
-from kftune.analysis.results import FileResults, StudyResults, TrialResults
+from kftune.analysis.stored.curves import Across
+from kftune.analysis.stored.results import FileResults, StudyResults, TrialResults
+from kftune.analysis.tuning.budget import over_budget, tuned_for
 from kftune.dashboard.figures._arrays import floats, visible, wholes
-from kftune.dashboard.figures._style import MUTED, OptimizerStyle, label_level, layout, optimizer_styles, value_axis
-from kftune.dashboard.formatting import duration, in_figure, objective_title
-from kftune.training.results import Outcome, RunResult
+from kftune.dashboard.figures.style import MUTED, OptimizerStyle, label_level, layout, optimizer_styles, value_axis
+from kftune.results import Outcome, RunResult
+from kftune.wording import duration, in_figure, objective_title
 
 __all__ = ["SYMBOLS", "failed_at", "mark_size", "mark_untrained", "plot_sorted_losses"]
 

@@ -8,12 +8,12 @@ from typing import Any, Literal, TypeAlias
 
 import plotly.graph_objects as go
 
-from kftune.analysis.anytime import best_so_far_curves
-from kftune.analysis.best_of_k import BestOfK, best_of_k_curves
-from kftune.analysis.results import FileResults
+from kftune.analysis.stored.results import FileResults
+from kftune.analysis.tuning.anytime import best_so_far_curves
+from kftune.analysis.tuning.best_of_k import BestOfK, best_of_k_curves
 from kftune.dashboard.figures._arrays import floats, visible
-from kftune.dashboard.figures._style import OptimizerStyle, layout, optimizer_styles, value_axis
-from kftune.dashboard.formatting import in_figure, objective_title, time_unit
+from kftune.dashboard.figures.style import OptimizerStyle, layout, optimizer_styles, value_axis
+from kftune.wording import in_figure, objective_title, time_unit
 
 __all__ = ["Spent", "plot_best_of_k", "plot_best_so_far"]
 

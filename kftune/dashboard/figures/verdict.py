@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
-from kftune.analysis.results import FileResults
-from kftune.analysis.verdict import VerdictRow, verdicts
-from kftune.dashboard.figures._style import OptimizerStyle, axis, layout, optimizer_styles, value_axis
-from kftune.dashboard.formatting import in_figure, loss, objective_title
+from kftune.analysis.ranking.verdict import VerdictRow, verdicts
+from kftune.analysis.stored.results import FileResults
+from kftune.dashboard.figures.style import OptimizerStyle, axis, layout, optimizer_styles, value_axis
+from kftune.wording import in_figure, loss, objective_title
 
 __all__ = ["plot_verdict"]
 

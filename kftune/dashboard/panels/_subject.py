@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kftune.analysis.results import FileResults, StudyResults
-from kftune.dashboard.figures._style import OptimizerStyle
-from kftune.dashboard.formatting import objective_title
+from kftune.analysis.stored.results import FileResults, StudyResults
+from kftune.dashboard.figures.style import OptimizerStyle
+from kftune.wording import objective_title
 
 __all__ = ["TOP", "Subject", "nothing_yet"]
 

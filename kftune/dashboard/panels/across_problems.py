@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from kftune.analysis.spread import ANYWHERE, OptimizerSpread, optimizer_spreads
-from kftune.analysis.targets import PerformanceProfile, performance_profiles, times_to_target
-from kftune.analysis.transfer import Transfer, transfers
+from kftune.analysis.ranking.targets import PerformanceProfile, performance_profiles, times_to_target
+from kftune.analysis.ranking.transfer import Transfer, transfers
+from kftune.analysis.tuning.spread import ANYWHERE, OptimizerSpread, optimizer_spreads
 from kftune.dashboard.figures.across_problems import plot_best_regions, plot_performance_profiles, shared_dimensions
-from kftune.dashboard.formatting import loss, number, percent
 from kftune.dashboard.panels._subject import Subject
 from kftune.dashboard.parts import Cell, Figure, Missing, Panel, Part, Plots, Table, plots
+from kftune.wording import loss, number, percent
 
 __all__ = ["across_panel"]
 

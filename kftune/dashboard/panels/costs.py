@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kftune.analysis.health import step_anatomies
+from kftune.analysis.trust.health import step_anatomies
 from kftune.dashboard.figures.anatomy import plot_reading, plot_step_against_sgd, plot_step_anatomy, readings_there
 from kftune.dashboard.figures.batch_size import (
     MOST_TRIALS,
@@ -11,9 +11,9 @@ from kftune.dashboard.figures.batch_size import (
     plot_inversion_share,
     plot_loss_against_batch,
 )
-from kftune.dashboard.formatting import number, percent
 from kftune.dashboard.panels._subject import Subject, nothing_yet
 from kftune.dashboard.parts import Cell, Figure, Missing, Panel, Part, Plots, Table, plots
+from kftune.wording import number, percent
 
 __all__ = ["anatomy_panel", "batch_panel"]
 

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 
 import yaml
 
-from kftune.analysis.health import Health, MachineReading, health
-from kftune.analysis.results import FileResults
+from kftune.analysis.stored.results import FileResults
+from kftune.analysis.trust.health import Health, MachineReading, health
 from kftune.dashboard.figures.machine import plot_machine
-from kftune.dashboard.formatting import clock_time, duration, number, outcome_title
 from kftune.dashboard.header import make_header
 from kftune.dashboard.panels._subject import Subject
 from kftune.dashboard.parts import Bar, Cell, Missing, Panel, Part, Source, Table, plots
+from kftune.results import Outcome
 from kftune.storage.records import Purpose
-from kftune.training.results import Outcome
+from kftune.wording import clock_time, duration, number, outcome_title
 
 __all__ = ["health_panel"]
 

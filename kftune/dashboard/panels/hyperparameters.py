@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kftune.analysis.best import BestConfiguration, StudyBest, best_of_study
-from kftune.analysis.gate import HuggedEdge, hugged_edges
-from kftune.analysis.results import StudyResults
+from kftune.analysis.stored.results import StudyResults
+from kftune.analysis.tuning.best import BestConfiguration, StudyBest, best_of_study
+from kftune.analysis.tuning.gate import HuggedEdge, hugged_edges
 from kftune.dashboard.figures.hyperparameters import (
     MOST_LINES,
     map_pairs,
@@ -15,9 +15,9 @@ from kftune.dashboard.figures.hyperparameters import (
     plot_slices,
 )
 from kftune.dashboard.figures.importance import importances, plot_importance
-from kftune.dashboard.formatting import loss, number, outcome_title
 from kftune.dashboard.panels._subject import TOP, Subject, nothing_yet
 from kftune.dashboard.parts import Cell, Choice, Chooser, Figure, Missing, Panel, Part, Plots, Table
+from kftune.wording import loss, number, outcome_title
 
 __all__ = ["hyperparameters_panel"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kftune.analysis.curves import Across
+from kftune.analysis.stored.curves import Across
 from kftune.dashboard.figures import plot_learning_curves, plot_sorted_losses
 from kftune.dashboard.figures.learning_curves import measures
 from kftune.dashboard.panels._subject import TOP, Subject, nothing_yet

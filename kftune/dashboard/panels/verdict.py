@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from kftune.analysis.targets import times_to_target
-from kftune.analysis.verdict import ProblemVerdict, VerdictRow, verdicts
+from kftune.analysis.ranking.targets import times_to_target
+from kftune.analysis.ranking.verdict import ProblemVerdict, VerdictRow, verdicts
 from kftune.dashboard.figures.verdict import plot_verdict
-from kftune.dashboard.formatting import loss, number, outcome_title, percent
 from kftune.dashboard.panels._subject import Subject, nothing_yet
 from kftune.dashboard.parts import Cell, Missing, Panel, Part, Table, plots
+from kftune.wording import loss, number, outcome_title, percent
 
 __all__ = ["verdict_panel"]
 

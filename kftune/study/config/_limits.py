@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from kftune.results import LOOP_PARAMETERS
 from kftune.space import Float, Space
-from kftune.training.results import LOOP_PARAMETERS
 
 if TYPE_CHECKING:
     from kftune.optim import OptimizerEntry

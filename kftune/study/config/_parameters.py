@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from kftune.errors import suggestion
+from kftune.results import BATCH_PARAMETERS
 from kftune.study.config._flaws import show
-from kftune.training.results import BATCH_PARAMETERS
-from kftune.training.schedules import MOMENTUM_GROWTHS
+from kftune.training.loop.schedules import MOMENTUM_GROWTHS
 
 if TYPE_CHECKING:
     from kftune.optim import OptimizerEntry

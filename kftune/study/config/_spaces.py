@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from kftune._targets import user_error
 from kftune.errors import suggestion
+from kftune.results import BATCH_PARAMETERS
 from kftune.space import Categorical, Condition, Dimension, Float, Int, Space, Suggester, Value
 from kftune.study.config._flaws import Flaws, Location, show
 from kftune.study.config._parameters import BATCH_SIZES, Parameter, hyperparameters
 from kftune.study.config._proposals import Corner, Draw
-from kftune.training.results import BATCH_PARAMETERS
 
 if TYPE_CHECKING:
     from kftune.optim import ModelOptimizer, OptimizerEntry
@@ -195,8 +195,8 @@ class _Builder:
         Raises:
             ValueError: it does not.
         """
-        from kftune.training.batches import BatchSizes
-        from kftune.training.schedules import growing_momentum
+        from kftune.training.data.batches import BatchSizes
+        from kftune.training.loop.schedules import growing_momentum
 
         sizes = {name: value for name, value in params.items() if name in BATCH_PARAMETERS}
         BatchSizes(**sizes, n_train=self._problem.n_train)

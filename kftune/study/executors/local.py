@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import TypeAlias
 
+from kftune.results import CurvePoint, RunResult, RunSpec
 from kftune.study.executors._process import GoneError, WorkerProcess
 from kftune.study.executors.affinity import pin
 from kftune.study.executors.leases import Holder, Leases, Request
-from kftune.study.ledger import Ledger
+from kftune.study.executors.ledger import Ledger
 from kftune.study.worker import Done, Point, Question, Ready, Verdict
-from kftune.training.micro_batch import find_micro_batch, is_too_large, probe
-from kftune.training.results import CurvePoint, RunResult, RunSpec
+from kftune.training.loop.micro_batch import find_micro_batch, is_too_large, probe
 
 __all__ = ["Asked", "Finished", "LocalExecutor", "Lost", "Progressed", "RunEvent", "Started", "TimedOut", "Waiting"]
 
@@ -225,7 +225,7 @@ class LocalExecutor:
         slots meanwhile is reported by the next :meth:`poll`.
 
         Returns:
-            See :func:`~kftune.training.micro_batch.find_micro_batch`.
+            See :func:`~kftune.training.loop.micro_batch.find_micro_batch`.
         """
         self.retire(slot)
         return find_micro_batch(wanted, lambda micro: self._fits(slot, probe(spec, wanted=wanted, micro=micro)))

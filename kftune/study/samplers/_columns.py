@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from kftune.space import Value
-from kftune.study.samplers._coordinates import from_unit, to_unit
+from kftune.study.samplers.coordinates import from_unit, to_unit
 
 __all__ = ["Columns", "Points", "Vector", "decode", "encode", "make_columns"]
 

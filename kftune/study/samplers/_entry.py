@@ -10,7 +10,7 @@ import optuna
 
 from kftune.errors import UsageError, suggestion
 from kftune.space import Space
-from kftune.study.samplers._coordinates import active_dimensions, distribution
+from kftune.study.samplers.coordinates import active_dimensions, distribution
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
 from kftune.space import Space
-from kftune.study.samplers._coordinates import distributions, from_unit, uniform, without_single
 from kftune.study.samplers._entry import SamplerEntry
+from kftune.study.samplers.coordinates import distributions, from_unit, uniform, without_single
 
 
 class RandomSampler(optuna.samplers.BaseSampler):

@@ -24,11 +24,11 @@ from kftune.study.samplers._acquisition import (
     maximize,
 )
 from kftune.study.samplers._columns import Columns, Points, Vector, decode, encode, make_columns
-from kftune.study.samplers._coordinates import conditions, derived_seed, distributions, without_single
 from kftune.study.samplers._entry import SamplerEntry
 from kftune.study.samplers._gaussian_process import GaussianProcess, warped_values
 from kftune.study.samplers._gpyopt_adapter import GPyOptSettings
 from kftune.study.samplers._observed import is_given, observations, pending
+from kftune.study.samplers.coordinates import conditions, derived_seed, distributions, without_single
 from kftune.study.samplers.designs import RandomSampler
 
 _logger = logging.getLogger(__name__)

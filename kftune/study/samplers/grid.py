@@ -19,9 +19,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from kftune.errors import UsageError
 from kftune.space import Categorical, Dimension, Float, Space, Value, from_dict
-from kftune.study.samplers._coordinates import distribution, distributions, without_single
 from kftune.study.samplers._entry import SamplerEntry
 from kftune.study.samplers._observed import is_given, store_point, stored_point
+from kftune.study.samplers.coordinates import distribution, distributions, without_single
 
 Configuration: TypeAlias = dict[str, Value]
 """Values by sampled name; inactive dimensions are absent."""

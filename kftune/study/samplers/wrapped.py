@@ -13,7 +13,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from kftune.space import Space
-from kftune.study.samplers._coordinates import (
+from kftune.study.samplers._entry import SamplerEntry
+from kftune.study.samplers._observed import is_given, pruned_value, store_point, stored_point
+from kftune.study.samplers.coordinates import (
     active_dimensions,
     derived_seed,
     distributions,
@@ -21,8 +23,6 @@ from kftune.study.samplers._coordinates import (
     uniform,
     without_single,
 )
-from kftune.study.samplers._entry import SamplerEntry
-from kftune.study.samplers._observed import is_given, pruned_value, store_point, stored_point
 from kftune.study.samplers.designs import RandomSampler
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kftune.optim._base import LayerSize, Phase
+from kftune.optim.interface import LayerSize, Phase
 from kftune.space import Value
 
 

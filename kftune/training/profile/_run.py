@@ -15,15 +15,15 @@ import torch
 
 from kftune.errors import KftuneError, UsageError
 from kftune.optim import OPTIMIZERS, ModelOptimizer, OptimizerEntry
-from kftune.optim._base import LayerSize, Phase
-from kftune.optim._flops import forward_backward
+from kftune.optim.costs import forward_backward
+from kftune.optim.interface import LayerSize, Phase
+from kftune.results import PHASES
 from kftune.space import Value
-from kftune.training.clock import Clock
+from kftune.training.loop.clock import Clock
 from kftune.training.profile._memory import peak_allocated_bytes
 from kftune.training.profile._results import Contestant, OptimizerProfile, Profile, ProfileSpec, Progress, Quartiles
 from kftune.training.profile._timing import Block, Stopwatch, period_of, plan_block, plan_sgd_block
 from kftune.training.profile._workload import Workload, machine
-from kftune.training.results import PHASES
 
 _WARM_UP_STEPS = 5  # the first ones allocate, and gather and invert everything
 _MEMORY_STEPS = 3

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from kftune._version import __version__
 from kftune.errors import UsageError
 from kftune.optim import ModelOptimizer
-from kftune.optim._base import LayerSize
-from kftune.optim._flops import layer_sizes
+from kftune.optim.costs import layer_sizes
+from kftune.optim.interface import LayerSize
 from kftune.problems import PROBLEMS
-from kftune.training._host import device_name
-from kftune.training.batches import ShuffledIndices
+from kftune.training.data.batches import ShuffledIndices
+from kftune.training.host import device_name
 from kftune.training.profile._results import Machine, ProfileSpec
 
 _N_BATCHES = 4

@@ -1,0 +1,1 @@
+"""What is stored, as objects, frames, curves and step functions."""

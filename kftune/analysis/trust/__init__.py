@@ -1,0 +1,1 @@
+"""How far numbers can be trusted: confirmed losses, intervals, paired comparisons, the machine's health."""

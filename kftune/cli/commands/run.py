@@ -1,0 +1,50 @@
+"""``kftune run``."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Annotated
+
+import typer
+
+from kftune.cli._options import DataDir, Devices, Overrides, Storage, StudyFile, Workers
+from kftune.cli._target import given_storage
+
+__all__ = ["run"]
+
+
+def run(
+    study: StudyFile,
+    *,
+    set_: Overrides = None,
+    devices: Devices = None,
+    workers: Workers = None,
+    data_dir: DataDir = None,
+    storage: Storage = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, run and write nothing.")] = False,
+) -> None:
+    """Run a study file, or go on with it where it was left."""
+    from kftune.cli._session import Sitting
+    from kftune.cli.rendering.summary import print_summary
+    from kftune.study.config import load_config, without_password
+
+    overrides = list(set_ or ())
+    config = load_config(study, overrides)
+    url = given_storage(storage)
+    config = config if url is None else config.model_copy(update={"storage": url})
+    again = ["kftune", "run", str(study)]
+    for override in overrides:
+        again += ["--set", override]
+    for option, value in (
+        ("--devices", devices),
+        ("--workers", workers),
+        ("--data-dir", data_dir),
+        ("--storage", storage),
+    ):
+        again += [] if value is None else [option, str(value)]
+    if dry_run:
+        print_summary(config, config.plans())
+    sitting = Sitting(
+        config, devices=devices, workers=workers, data_dir=data_dir, again=shlex.join(map(without_password, again))
+    )
+    raise typer.Exit(sitting.search(dry_run=dry_run))

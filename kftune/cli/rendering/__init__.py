@@ -1,0 +1,1 @@
+"""Results as tables, LaTeX and snippets of code."""

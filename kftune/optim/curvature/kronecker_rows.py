@@ -1,0 +1,101 @@
+"""Products with A ⊗ G that form A and G only where they are smaller than the rows they are made of; pure numerics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from kftune.optim.curvature.statistics import Rows, WeightSharing
+from kftune.optim.linalg.factors import add_gram, symmetrize_
+from kftune.optim.linalg.products import padded_zeros
+
+
+class RowsOrGram:
+    """Σ x xᵀ over rows x, kept as the rows as long as there are fewer of them than columns."""
+
+    def __init__(self) -> None:
+        self.n_rows = 0
+        self._rows: list[Tensor] = []
+        self._gram: Tensor | None = None
+
+    def add(self, rows: Tensor, *, kept: bool = False) -> None:
+        """Add rows, (n, d); ``kept`` if they may change before :meth:`chain`."""
+        self.n_rows += len(rows)
+        is_gram = self.n_rows >= rows.shape[1]
+        self._rows.append(rows.clone() if kept and not is_gram else rows)
+        if is_gram:
+            if self._gram is None:
+                self._gram = padded_zeros(rows.shape[1], rows.shape[1], like=rows)
+            for part in self._rows:
+                add_gram(self._gram, part)
+            self._rows = []
+
+    def chain(self) -> tuple[Tensor, ...]:
+        """Matrices whose product it is: (Xᵀ, X), or the matrix itself."""
+        if self._gram is not None:
+            return (symmetrize_(self._gram),)
+        rows = torch.cat(self._rows)
+        return rows.T, rows
+
+
+class KroneckerRows:
+    """Gathers ā and g of an update's micro-batches for products with (A ⊗ G) vec(X) = vec(GXA).
+
+    A = mean āāᵀ, G = (1/N) Σ ggᵀ. With ``expand``, the positions of an example (and all uses of its module) are rows
+    of their own, and A is the mean over all of them; with ``reduce``, ā is averaged and g summed over them first.
+    """
+
+    def __init__(self, sharing: WeightSharing) -> None:
+        self._reduce = sharing == "reduce"
+        self._inputs: dict[str, RowsOrGram] = {}
+        self._gradients: dict[str, RowsOrGram] = {}
+        self._in_batch: set[str] = set()
+        self._n_examples = 0
+
+    def begin_batch(self) -> None:
+        """What is added from here on belongs to another micro-batch."""
+        self._in_batch = set()
+
+    def add(self, rows: Mapping[str, Rows], *, kept: bool = True) -> None:
+        """Add one direction of all layers of the micro-batch; ā counts once for all directions.
+
+        Args:
+            rows: layer → what passed it.
+            kept: whether :meth:`result` is used after the call of the optimizer that this is in: ā may be a view of the
+                batch itself, which may be filled anew.
+        """
+        first = not self._in_batch
+        for name, found in rows.items():
+            inputs, gradients = found.inputs, found.gradients
+            if first:
+                self._n_examples += len(inputs)
+                first = False
+            if name not in self._in_batch:
+                own = inputs.mean(dim=1) if self._reduce else inputs.flatten(0, 1)
+                self._inputs.setdefault(name, RowsOrGram()).add(own, kept=kept)
+            own = gradients.sum(dim=1) if self._reduce else gradients.flatten(0, 1)
+            self._gradients.setdefault(name, RowsOrGram()).add(own)
+        self._in_batch.update(rows)
+
+    def result(self) -> dict[str, KroneckerProduct]:
+        """Layer → its A ⊗ G."""
+        return {
+            name: KroneckerProduct(
+                self._gradients[name].chain(), inputs.chain(), 1 / (self._n_examples * inputs.n_rows)
+            )
+            for name, inputs in self._inputs.items()
+        }
+
+
+class KroneckerProduct:
+    """scale·(the product of ``left``)·X·(the product of ``right``), in the order that takes the fewest operations."""
+
+    def __init__(self, left: tuple[Tensor, ...], right: tuple[Tensor, ...], scale: float) -> None:
+        self._left, self._right, self._scale = left, right, scale
+
+    def fisher_product(self, X: Tensor) -> Tensor:
+        """GXA for X of (d_G, d_A)."""
+        product: Tensor = torch.linalg.multi_dot([*self._left, X, *self._right])
+        return product.mul_(self._scale)

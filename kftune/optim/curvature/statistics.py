@@ -1,0 +1,166 @@
+"""Sums of outer products gathered for one update, over any number of micro-batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from kftune.optim.curvature.layers import ConvLayer, Layer
+from kftune.optim.curvature.patches import mean_patch
+from kftune.optim.linalg.factors import add_gram, add_homogeneous_gram, symmetrize_
+from kftune.optim.linalg.products import padded_zeros
+
+WeightSharing: TypeAlias = Literal["expand", "reduce"]
+"""What becomes of the T positions (of a sequence, of an image) at which a layer's weight is used: ``expand`` takes
+each for an example of A and G, ``reduce`` averages ā and sums g over them first (Eschenhagen et al. 2023)."""
+WEIGHT_SHARINGS: tuple[str, ...] = get_args(WeightSharing)
+
+
+class Rows(NamedTuple):
+    """What passed one layer in one micro-batch, example by example.
+
+    Attributes:
+        inputs: ā, (N, T, d_A), T positions of all uses of the module in a row.
+        gradients: g of the unreduced loss of one example, (N, T, d_G).
+        positions: the shape of the T positions, e.g. (H', W'); (T,) if the module was used more than once.
+    """
+
+    inputs: Tensor
+    gradients: Tensor
+    positions: tuple[int, ...]
+
+
+class Passed(NamedTuple):
+    """What passed a module at one use.
+
+    Attributes:
+        a: its input.
+        g: the gradient of the unreduced loss by its output.
+        positions: see :meth:`kftune.optim.curvature.layers.Layer.positions`.
+    """
+
+    a: Tensor
+    g: Tensor
+    positions: tuple[int, ...]
+
+
+def make_rows(layer: Layer, passed: Sequence[Passed], n_examples: int) -> Rows:
+    """All positions of all uses of a layer in a row.
+
+    Raises:
+        RuntimeError: the rows do not belong to examples.
+    """
+    parts: list[Rows] = []
+    for a, g, positions in passed:
+        inputs = layer.homogeneous_rows(layer.examples_first(a, n_examples)).to(layer.weight.dtype)
+        gradients = layer.output_rows(layer.examples_first(g, n_examples)).to(layer.weight.dtype)
+        if len(inputs) % n_examples:
+            raise RuntimeError(
+                f"layer {layer.name!r} was given {len(inputs)} inputs, which is no multiple of the {n_examples} "
+                "examples whose output the closure returned: which of them belong to which example is not known"
+            )
+        if len(inputs) != n_examples:  # (examples · something, …): the something is a position
+            inputs, gradients = (t.reshape(n_examples, -1, t.shape[-1]) for t in (inputs, gradients))
+        own = positions if math.prod(positions) == inputs.shape[1] else (inputs.shape[1],)
+        parts.append(Rows(inputs, gradients, own))
+    if len(parts) == 1:
+        return parts[0]
+    inputs = torch.cat([part.inputs for part in parts], dim=1)
+    return Rows(inputs, torch.cat([part.gradients for part in parts], dim=1), (inputs.shape[1],))
+
+
+class LazyRows(Mapping[str, Rows]):
+    """Layer → rows, made whenever they are looked up.
+
+    Args:
+        makers: layer → what makes its rows.
+    """
+
+    def __init__(self, makers: Mapping[str, Callable[[], Rows]]) -> None:
+        self._makers = makers
+
+    def __getitem__(self, name: str) -> Rows:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+class Statistics:
+    """Σ ā āᵀ and Σ g gᵀ of every layer, reduced as soon as an activation or gradient is seen.
+
+    With ``expand``, A counts rows (examples times positions times uses of the module) and G counts examples: for the
+    mean loss of sequences, g of one position is its share of the example's loss. With ``reduce``, A counts examples
+    times uses of the module.
+
+    Attributes:
+        n_examples: examples seen.
+        gradient_scale: what the gradients that were added must be multiplied with to be the unreduced loss'.
+    """
+
+    def __init__(self, layers: Iterable[Layer], sharing: WeightSharing = "expand") -> None:
+        self._layers = {layer.name: layer for layer in layers}
+        self._reduce = sharing == "reduce"
+        self._inputs: dict[str, Tensor] = {}
+        self._gradients: dict[str, Tensor] = {}
+        self._n_rows: dict[str, int] = {}
+        self.n_examples = 0
+        self.gradient_scale = 1
+
+    def add_input(self, name: str, a: Tensor) -> None:
+        """Add the module's input at one use of a layer."""
+        layer = self._layers[name]
+        if name not in self._inputs:
+            self._inputs[name] = padded_zeros(layer.d_A, layer.d_A, like=layer.weight)
+        if self._reduce:
+            rows = self._input_rows(layer, a)
+            (add_gram if layer.bias is None else add_homogeneous_gram)(self._inputs[name], rows)
+            n_rows = len(rows)
+        else:
+            n_rows = layer.add_input_gram(self._inputs[name], a.detach())
+        self._n_rows[name] = self._n_rows.get(name, 0) + n_rows
+
+    def _input_rows(self, layer: Layer, a: Tensor) -> Tensor:
+        """(rows of A's sample, d_i), without the homogeneous 1."""
+        a = a.detach()
+        if not self._reduce:
+            rows = layer.input_rows(a)
+        elif isinstance(layer, ConvLayer):
+            rows = mean_patch(a[:, layer.inputs], layer.window)
+        else:
+            rows = layer.input_rows(a).mean(dim=1)
+        return rows.reshape(-1, rows.shape[-1]).to(layer.weight.dtype)
+
+    def add_gradient(self, name: str, g: Tensor) -> None:
+        """Add the gradient by the module's output at one use of a layer."""
+        layer = self._layers[name]
+        if name not in self._gradients:
+            self._gradients[name] = padded_zeros(layer.d_G, layer.d_G, like=layer.weight)
+        add_gram(self._gradients[name], self._gradient_rows(layer, g))
+
+    def _gradient_rows(self, layer: Layer, g: Tensor) -> Tensor:
+        """(rows of G's sample, d_G)."""
+        rows = layer.output_rows(g.detach())
+        rows = rows.sum(dim=1) if self._reduce else rows.reshape(-1, rows.shape[-1])
+        return rows.to(layer.weight.dtype)
+
+    def input_covariances(self) -> dict[str, Tensor]:
+        """Layer → A of this update, for the layers that were used. Consumes the sums."""
+        sums, self._inputs = self._inputs, {}
+        if sums:
+            torch._foreach_div_(list(sums.values()), [float(self._n_rows[name]) for name in sums])
+        return {name: symmetrize_(total) for name, total in sums.items()}
+
+    def gradient_covariances(self) -> dict[str, Tensor]:
+        """Layer → G of this update, for the layers that were used. Consumes the sums."""
+        sums, self._gradients = self._gradients, {}
+        if sums:
+            torch._foreach_mul_(list(sums.values()), self.gradient_scale**2 / self.n_examples)
+        return {name: symmetrize_(total) for name, total in sums.items()}

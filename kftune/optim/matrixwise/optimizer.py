@@ -1,0 +1,200 @@
+"""What Shampoo and SOAP share: parameters as matrices, and the second moments of their gradients' rows and columns.
+
+A parameter with two or more dimensions is the matrix (first dimension, product of the others): (d_o, d_i) for Linear,
+(d_o, d_i·k·k) for Conv2d. With gradient G its *left* factor L averages GGᵀ, its *right* factor R averages GᵀG.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from kftune.errors import DivergenceError
+from kftune.optim.interface import LayerSize, ModelOptimizer, Phase, all_finite, check_count, check_range
+from kftune.optim.linalg.factors import add_gram, debiased_decay_of
+from kftune.optim.linalg.products import padded_zeros
+from kftune.optim.updates.adam import adamw_step
+from kftune.optim.updates.momentum import can_fuse
+
+Side: TypeAlias = Literal["left", "right"]
+
+
+class MatrixwiseOptimizer(ModelOptimizer):
+    """An optimizer that multiplies gradient matrices from the left and from the right.
+
+    All it keeps of a parameter is in ``self.state``: ``n_updates`` (gradients seen), ``left_covariance`` and
+    ``right_covariance`` (normalised averages, of which only the lower triangles count), and what the subclass adds.
+    Every other parameter is updated by AdamW with the same hyperparameters.
+
+    Args:
+        model: the network.
+        hyperparameters: of the parameter group: ``lr``, ``beta1``, ``beta2``, ``eps``, ``weight_decay``.
+        factor_decay: weight on the old L and R.
+        inverses_every: gradients of a parameter between two uses of its L and R.
+        max_dimension: a longer side has no factor.
+        precondition_1d: whether a vector counts as a matrix of one column.
+        treatment: what :meth:`coverage` calls the matrices' rule.
+        fallback: what it calls the rule for everything else.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        hyperparameters: dict[str, float],
+        *,
+        factor_decay: float,
+        inverses_every: int,
+        max_dimension: int,
+        precondition_1d: bool,
+        treatment: str,
+        fallback: str,
+    ) -> None:
+        for name in ("lr", "weight_decay"):
+            check_range(name, hyperparameters[name])
+        for name in ("beta1", "beta2"):
+            check_range(name, hyperparameters[name], high=1.0)
+        check_range("eps", hyperparameters["eps"], low_in=False)
+        check_range("factor_decay", factor_decay, high=1.0, high_in=True)
+        check_count("inverses_every", inverses_every)
+        check_count("max_dimension", max_dimension, low=0)
+        # torch moves a loaded "step" to the parameter's device for groups that say so.
+        super().__init__(model, hyperparameters | {"fused": can_fuse(list(model.parameters()))})
+        self._factor_decay, self._inverses_every = factor_decay, inverses_every
+        self._names = {
+            p: name
+            for group in self.param_groups
+            for name, p in zip(group["param_names"], group["params"], strict=True)
+        }
+        sides = {p: sides_of(p.shape, max_dimension, precondition_1d) for p in self._names}
+        self._sides: dict[nn.Parameter, tuple[Side, ...]] = {p: own for p, own in sides.items() if own}
+        self._max_dimension = max_dimension
+        self._treatment, self._fallback = treatment, fallback
+
+    @abstractmethod
+    def _new_state(self, gradient: Tensor) -> dict[str, Any]:
+        """What the subclass keeps of a matrix, before its first gradient."""
+
+    def _matrices(self) -> dict[nn.Parameter, Tensor]:
+        """Preconditioned parameter that has a gradient → that gradient as a contiguous matrix."""
+        gradients = {p: as_matrix(p.grad).contiguous() for p in self._sides if p.grad is not None}
+        for p, gradient in gradients.items():
+            if not self.state[p]:
+                self.state[p] = {"n_updates": 0} | self._new_state(gradient)
+        return gradients
+
+    def _others(self) -> list[nn.Parameter]:
+        """Parameters with a gradient that are not preconditioned."""
+        return [p for p in self._names if p.grad is not None and p not in self._sides]
+
+    def _average_factors(self, gradients: Mapping[nn.Parameter, Tensor]) -> None:
+        """Count the gradients, and take GGᵀ and GᵀG into L and R."""
+        for p, gradient in gradients.items():
+            state = self.state[p]
+            state["n_updates"] += 1
+            decay = debiased_decay_of(state["n_updates"], self._factor_decay)
+            for side in self._sides[p]:
+                rows = gradient.T if side == "left" else gradient
+                moment = padded_zeros(rows.shape[1], rows.shape[1], like=rows)
+                add_gram(moment, rows)
+                state[f"{side}_covariance"] = state.get(f"{side}_covariance", moment).lerp_(moment, 1 - decay)
+
+    def _label(self, parameter: nn.Parameter, side: Side) -> str:
+        """What errors call a factor."""
+        return f"{side} factor of parameter {self._names[parameter]!r}"
+
+    def _by_group(self, parameters: Iterable[nn.Parameter]) -> list[tuple[dict[str, Any], list[nn.Parameter]]]:
+        """(group, those of its parameters), for every group with any."""
+        wanted = set(parameters)
+        split = [(group, [p for p in group["params"] if p in wanted]) for group in self.param_groups]
+        return [(group, own) for group, own in split if own]
+
+    def _check_directions(self, directions: Mapping[nn.Parameter, Tensor]) -> None:
+        if directions and not all_finite(list(directions.values())):
+            raise DivergenceError("the preconditioned gradient is not finite; the parameters are unchanged")
+
+    def _move(self, directions: Mapping[nn.Parameter, Tensor]) -> None:
+        """θ ← (1 − lr·weight_decay)·θ − lr·direction."""
+        for group, own in self._by_group(directions):
+            parameters: list[Tensor] = list(own)
+            if group["weight_decay"] != 0:
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            shaped = [directions[p].view(p.shape) for p in own]
+            torch._foreach_add_(parameters, shaped, alpha=-group["lr"])
+
+    def _adamw(self, parameters: Iterable[nn.Parameter]) -> None:
+        for group, own in self._by_group(parameters):
+            adamw_step(
+                self,
+                own,
+                lr=group["lr"],
+                beta1=group["beta1"],
+                beta2=group["beta2"],
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+                fused=group["fused"],
+            )
+
+    def coverage(self) -> dict[str, str]:
+        """Parameter name → the matrices' rule (and which side of it alone), the fallback, or ``"frozen"``."""
+        said = {}
+        for p, sides in self._sides.items():
+            if not sides:
+                continue
+            too_long = [n for n in as_matrix(p).shape if n > self._max_dimension]
+            note = f", {sides[0]} side only: {too_long[0]} > max_dimension {self._max_dimension}" if too_long else ""
+            said[p] = self._treatment + note
+        return self._coverage(self._fallback, said)
+
+
+def as_matrix(tensor: Tensor) -> Tensor:
+    """(first dimension, product of the others); a vector is one column."""
+    return tensor.reshape(-1, 1) if tensor.ndim < 2 else tensor.flatten(1)
+
+
+def sides_of(shape: Sequence[int], max_dimension: int, precondition_1d: bool) -> tuple[Side, ...]:
+    """The sides of a parameter that have a factor: those longer than 1 (which would only scale) and not too long."""
+    if len(shape) < (1 if precondition_1d else 2):
+        return ()
+    rows, columns = shape[0], torch.Size(shape[1:]).numel()
+    lengths: tuple[tuple[Side, int], ...] = (("left", rows), ("right", columns))
+    return tuple(side for side, length in lengths if 1 < length <= max_dimension)
+
+
+def multiply(left: Tensor | None, matrix: Tensor, right: Tensor | None) -> Tensor:
+    """left · matrix · right; None is the identity."""
+    product = matrix if left is None else left @ matrix
+    return product if right is None else product @ right
+
+
+def floor_of(
+    refresh: Callable[[int], float], *, averaged_first: bool
+) -> Callable[[Sequence[LayerSize], Mapping[str, Any]], dict[Phase, float]]:
+    """A :data:`~kftune.optim.interface.Floor`.
+
+    A gradient of n rows is EᵀA with thin E and A: where n is small, products with it go through them.
+
+    Args:
+        refresh: operations of using a factor of a given side anew.
+        averaged_first: whether the averaged gradient is multiplied from both sides (once); otherwise the gradient is,
+            and what is made of it is multiplied back.
+    """
+
+    def floor(layers: Sequence[LayerSize], params: Mapping[str, Any]) -> dict[Phase, float]:
+        operations: dict[Phase, float] = {"statistics": 0.0, "inversion": 0.0, "preconditioning": 0.0}
+        for layer in layers:
+            n = layer.n_rows
+            for side, other in ((layer.d_A, layer.d_G), (layer.d_G, layer.d_A)):
+                if 1 < side <= params["max_dimension"]:
+                    # Symmetric results take half of a product.
+                    thin = n * n * other + 2 * n * n * side + n * side * side
+                    operations["statistics"] += min(side * side * other, thin)
+                    operations["inversion"] += refresh(side) / params["inverses_every"]
+                    forth = 0 if averaged_first else 2 * side * side * min(n, other)
+                    operations["preconditioning"] += forth + 2 * side * side * other
+        return operations
+
+    return floor

@@ -1,0 +1,249 @@
+"""CG-FAC: the damped Fisher of the batch, never formed, by conjugate gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+
+from kftune.optim.costs import extra_backward, fisher_passes
+from kftune.optim.curvature.example_gradients import ExampleGradientsSum
+from kftune.optim.curvature.kronecker_rows import KroneckerRows
+from kftune.optim.curvature.likelihoods import Fisher
+from kftune.optim.curvature.statistics import Rows, WeightSharing
+from kftune.optim.interface import (
+    Closure,
+    LayerSize,
+    Likelihood,
+    OptimizerEntry,
+    Phase,
+    check_choice,
+    check_count,
+    check_range,
+)
+from kftune.optim.linalg.conjugate_gradients import Operator, conjugate_gradients
+from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned
+from kftune.space import Categorical, Float, Int, Space
+
+CurvatureOperator: TypeAlias = Literal["fisher", "kronecker"]
+CURVATURE_OPERATORS: tuple[str, ...] = get_args(CurvatureOperator)
+
+
+class CGFAC(KroneckerOptimizer):
+    """P ≈ (F + damping)⁻¹V layer by layer by conjugate gradients; v ← μv + νP; [W b] ← [W b] − ηv.
+
+    Chen: An iterative K-FAC algorithm for deep learning, 2021. F is that of the update's own batch and only ever
+    multiplied with: what is kept is the rows ā and g of the layers, or what is made of them if that is smaller.
+    ``operator`` says which F:
+
+    * ``fisher``: the layer's exact block, F vec(X) = (1/N) Σ_n ⟨j_n, X⟩ j_n with j_n = Σ_t g āᵀ the gradient of an
+      example, of all its positions together;
+    * ``kronecker``: K-FAC's block, F vec(X) = GXA. It differs from ``fisher`` as soon as there are two examples; the
+      paper, which writes them down for one, takes them for the same.
+
+    Iterations start from the layer's previous P, scaled to fit the new system best. All layers advance together. The
+    loss must be a mean over examples. Parameters outside ``nn.Linear`` and ``nn.Conv2d`` are updated by SGD with the
+    same learning rate, momentum and weight decay.
+
+    Args:
+        model: the network.
+        lr: learning rate η.
+        damping: λ, in units of the curvature of the per-example loss.
+        operator: ``fisher`` or ``kronecker``.
+        cg_iterations: largest number of iterations, for each layer.
+        cg_tolerance: a layer stops at ‖V − (F + λI)P‖/‖V‖ ≤ this; 0 for as many iterations as allowed.
+        warm_start: False starts from zero every time.
+        fisher: ``mc`` (a label drawn from the model per example), ``exact`` (one pass per output), ``empirical`` (the
+            training labels, no pass of its own) or ``permuted`` (the batch's predictions, dealt out at random).
+        kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
+        momentum: μ, in [0, 1), applied after the clip.
+        nesterov: θ ← θ − η(P + μv) instead.
+        weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
+        weight_sharing: positions of sequences and images for ``kronecker``, as ``expand`` or ``reduce``; see
+            :data:`kftune.optim.curvature.statistics.WeightSharing`. ``fisher`` needs no such approximation.
+        likelihood: the model's predictive distribution.
+        seed: of the drawn labels.
+
+    Raises:
+        ValueError: an invalid hyperparameter.
+    """
+
+    needs_rows = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float = 0.1,
+        damping: float = 0.1,
+        operator: CurvatureOperator = "fisher",
+        cg_iterations: int = 10,
+        cg_tolerance: float = 1e-2,
+        warm_start: bool = True,
+        fisher: Fisher = "mc",
+        kl_clip: float | None = 1e-3,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        weight_sharing: WeightSharing = "expand",
+        likelihood: Likelihood,
+        seed: int = 0,
+    ) -> None:
+        check_choice("operator", operator, CURVATURE_OPERATORS)
+        check_count("cg_iterations", cg_iterations)
+        check_range("cg_tolerance", cg_tolerance, high=1.0)
+        super().__init__(
+            model,
+            lr=lr,
+            damping=damping,
+            fisher=fisher,
+            factor_decay=0.0,
+            statistics_every=1,
+            inverses_every=1,
+            warmup_updates=0,
+            kl_clip=kl_clip,
+            momentum=momentum,
+            nesterov=nesterov,
+            weight_decay=weight_decay,
+            weight_sharing=weight_sharing,
+            likelihood=likelihood,
+            seed=seed,
+            treatment="Fisher by conjugate gradients",
+        )
+        self._operator, self._warm_start = operator, warm_start
+        self._cg_iterations, self._cg_tolerance = cg_iterations, cg_tolerance
+        self._curvature = self._new_curvature()
+        self._fisher_products: dict[str, Operator] = {}
+
+    # The batch's curvature.
+
+    def _statistics_due(self) -> bool:
+        return True
+
+    def _covariances_due(self) -> bool:
+        return False
+
+    def _new_curvature(self) -> ExampleGradientsSum | KroneckerRows:
+        if self._operator == "fisher":
+            return ExampleGradientsSum(one_direction=self._fisher != "exact")
+        return KroneckerRows(self._weight_sharing)
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._curvature = self._new_curvature()
+        self._fisher_products = {}
+
+    def _forward_backward(self, closure: Closure) -> tuple[Tensor, int]:
+        self._curvature.begin_batch()
+        return super()._forward_backward(closure)
+
+    def _add_rows(self, rows: Mapping[str, Rows]) -> None:
+        self._curvature.add(rows, kept=not self._single)
+
+    def _renew_averages(self) -> None:
+        """There are none."""
+        self._check_gathered()
+
+    def _invert(self) -> None:
+        """Nothing is inverted: this readies products with F."""
+        self._fisher_products = {name: found.fisher_product for name, found in self._curvature.result().items()}
+
+    def _is_inverted(self, name: str) -> bool:
+        return name in self._fisher_products
+
+    # The solve.
+
+    def _precondition(self, gradients: Mapping[nn.Parameter, Tensor]) -> dict[str, Preconditioned]:
+        names = [name for name in self._layers_with_gradient() if self._is_inverted(name)]
+        if not names:
+            return {}
+        dampings = self._dampings()
+        solutions = conjugate_gradients(
+            names,
+            [_damped(self._fisher_products[name], dampings[name]) for name in names],
+            [self._layers[name].join(gradients) for name in names],
+            [self._layer_state[name].get("solution") for name in names],
+            iterations=self._cg_iterations,
+            tolerance=self._cg_tolerance,
+        )
+        if self._warm_start:
+            for name, X in zip(names, solutions.X, strict=True):
+                self._layer_state[name]["solution"] = X.clone()  # P will be scaled in place
+        return {name: Preconditioned(X) for name, X in zip(names, solutions.X, strict=True)}
+
+
+def _damped(product: Callable[[Tensor], Tensor], damping: float) -> Operator:
+    """X → FX + λX."""
+    return lambda X: torch.add(product(X), X, alpha=damping)
+
+
+def _floor(layers: Sequence[LayerSize], params: Mapping[str, Any]) -> dict[Phase, float]:
+    """One product with F, that of the start, or all ``cg_iterations`` where no tolerance ends them early."""
+    if not layers:
+        return {}
+    passes = fisher_passes(layers, params["fisher"])
+    n_products = 1 if params["cg_tolerance"] > 0 else params["cg_iterations"]
+    product = _fisher_product if params["operator"] == "fisher" else _kronecker_product
+    return {
+        "statistics": passes * extra_backward(layers),
+        "preconditioning": n_products * sum(product(layer, passes=max(1, passes)) for layer in layers),
+    }
+
+
+def _fisher_product(layer: LayerSize, *, passes: int) -> float:
+    """With the rows, or with the gradients of examples, which the making of is not counted."""
+    return 4.0 * layer.d_A * layer.d_G * min(layer.n_rows, layer.n_rows // layer.n_positions * passes)
+
+
+def _kronecker_product(layer: LayerSize, *, passes: int) -> float:
+    """GXA with matrices or with the rows that they are made of, on each side and in either order."""
+    d_A, d_G, r_A, r_G = layer.d_A, layer.d_G, layer.n_rows, layer.n_rows * passes
+    return 2.0 * min(
+        d_A * d_G * (d_A + d_G),
+        d_G * d_A * (d_G + 2 * r_A),
+        d_G * d_A * (d_A + 2 * r_G),
+        r_G * d_A * (2 * d_G + d_A),
+        r_A * d_G * (2 * d_A + d_G),
+        2 * r_G * d_A * (d_G + r_A),
+        2 * r_A * d_G * (d_A + r_G),
+    )
+
+
+ENTRIES = (
+    OptimizerEntry(
+        name="cg_fac",
+        cls=CGFAC,
+        summary="The batch's damped Fisher, layer by layer, by conjugate gradients without forming a matrix",
+        paper="Chen: An iterative K-FAC algorithm for deep learning, 2021",
+        space=Space(
+            {
+                "lr": Float(low=1e-3, high=3.0, log=True),
+                "damping": Float(low=1e-2, high=100.0, log=True, relative_to="lr"),
+                "operator": Categorical(choices=("fisher", "kronecker")),
+                "cg_iterations": Int(low=3, high=30, log=True),
+                "kl_clip": Float(low=1e-4, high=1e-1, log=True),
+                "momentum": Float(low=0.0, high=0.98, log=True, complement=True),
+                "batch_size": Int(low=32, high=1024, log=True),
+            },
+        ),
+        second_order=True,
+        example={"lr": 0.1, "damping": 0.1, "cg_iterations": 10},
+        invalid=(
+            ({"lr": -1.0}, "lr must be in [0, inf), got -1.0"),
+            ({"damping": 0.0}, "damping must be in (0, inf), got 0.0"),
+            ({"operator": "hessian"}, "operator must be one of fisher, kronecker, got 'hessian'"),
+            ({"cg_iterations": 0}, "cg_iterations must be a whole number of at least 1, got 0"),
+            ({"cg_tolerance": 1.0}, "cg_tolerance must be in [0, 1), got 1.0"),
+            ({"fisher": "true"}, "fisher must be one of mc, exact, empirical, permuted, got 'true'"),
+            ({"kl_clip": 0.0}, "kl_clip must be in (0, inf), got 0.0"),
+            ({"momentum": 1.0}, "momentum must be in [0, 1), got 1.0"),
+            ({"weight_decay": -0.1}, "weight_decay must be in [0, inf)"),
+            ({"weight_sharing": "both"}, "weight_sharing must be one of expand, reduce, got 'both'"),
+            ({"likelihood": "poisson"}, "likelihood must be one of categorical, gaussian, bernoulli, got 'poisson'"),
+        ),
+        deterministic={"fisher": "exact"},
+        floor=_floor,
+    ),
+)

@@ -1,0 +1,327 @@
+"""K-FAC with block-tridiagonal inverse curvature, for chains of linear layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from kftune.optim.costs import eigenbasis_application, eigendecomposition, fisher_passes, kfac_floor
+from kftune.optim.curvature.capture import Capture
+from kftune.optim.curvature.graph import connected
+from kftune.optim.curvature.layers import Layer, LinearLayer
+from kftune.optim.curvature.likelihoods import Fisher
+from kftune.optim.interface import Closure, LayerSize, Likelihood, OptimizerEntry, Phase
+from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned
+from kftune.optim.preconditioning.layerwise import Use
+from kftune.optim.preconditioning.tridiagonal import Cross, End, Link, Moments, apply, invert
+from kftune.space import Float, Int, Space
+
+
+class BlockTridiagonalKFAC(KroneckerOptimizer):
+    """P = F̂⁻¹V with F̂⁻¹ block-tridiagonal over the layers of a chain; v ← μv + νP; [W b] ← [W b] − ηv.
+
+    Martens, Grosse: Optimizing neural networks with Kronecker-factored approximate curvature, 2015, section 4.3.
+    F̂ has the same diagonal blocks as block-diagonal K-FAC, with factored Tikhonov damping, and
+    A_{i,i+1} ⊗ G_{i,i+1} between neighbours; see :mod:`kftune.optim.preconditioning.tridiagonal`. The cross-moments
+    come from the same examples and averages as A and G.
+
+    The model must be a chain: ``nn.Linear`` modules called one after the other, each once in a forward pass, with one
+    row per example, each layer's output reaching the model's output through the next layer alone (no skip connection,
+    no branches). Their order shows in the first statistics update, and must not change. Between them may be anything
+    without matrices of its own, and normalisation layers, whose vectors are updated by SGD with the same learning rate,
+    momentum and weight decay; frozen layers only before the first or after the last trained one.
+
+    Args:
+        model: the network.
+        lr: learning rate η.
+        damping: λ, in units of the curvature of the per-example loss.
+        fisher: ``mc`` (a label drawn from the model per example), ``exact`` (one pass per output), ``empirical`` (the
+            training labels, no pass of its own) or ``permuted`` (the batch's predictions, dealt out at random).
+        factor_decay: weight on the old factors and cross-moments, in [0, 1]; 0 uses the last statistics alone.
+        statistics_every: updates between two statistics.
+        inverses_every: updates between two inversions; a multiple of ``statistics_every``.
+        warmup_updates: both periods grow with the number k of updates done, as 1 + k // ``warmup_updates``, until they
+            are what the arguments say. 0 for no warm-up.
+        kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
+        momentum: μ, in [0, 1), applied after the clip.
+        nesterov: θ ← θ − η(P + μv) instead.
+        weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
+        likelihood: the model's predictive distribution.
+        seed: of the drawn labels.
+
+    Raises:
+        ValueError: an invalid hyperparameter, or a trained matrix outside ``nn.Linear`` or of several modules.
+        RuntimeError: from a step, before parameters change: the model is no chain.
+    """
+
+    needs_rows = True
+    distributed = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float = 0.1,
+        damping: float = 1e-2,
+        fisher: Fisher = "mc",
+        factor_decay: float = 0.95,
+        statistics_every: int = 10,
+        inverses_every: int = 100,
+        warmup_updates: int = 10,
+        kl_clip: float | None = 1e-3,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        likelihood: Likelihood,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            model,
+            lr=lr,
+            damping=damping,
+            fisher=fisher,
+            factor_decay=factor_decay,
+            statistics_every=statistics_every,
+            inverses_every=inverses_every,
+            warmup_updates=warmup_updates,
+            kl_clip=kl_clip,
+            momentum=momentum,
+            nesterov=nesterov,
+            weight_decay=weight_decay,
+            weight_sharing="expand",
+            likelihood=likelihood,
+            seed=seed,
+            treatment="block-tridiagonal Kronecker-factored",
+        )
+        self._frozen = Capture(self._frozen_modules(model))
+        self._calls: list[str] = []
+        self._output: Node | None = None
+        self._chain: list[str] | None = None
+        self._reset_crosses()
+
+    def _frozen_modules(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Modules with matrices that are not trained.
+
+        Raises:
+            ValueError: another module than a linear layer is trained, or not for itself alone.
+        """
+        frozen = {}
+        for name, module in model.named_modules():
+            own = [p for p in module.parameters(recurse=False) if p.dim() > 1]
+            if any(p.requires_grad for p in own) and not isinstance(self._layers.get(name), LinearLayer):
+                shared = type(module) is nn.Linear
+                why = "its weight is shared with another module" if shared else f"it is {type(module).__name__}"
+                raise ValueError(_no_chain(name, why))
+            if own and name not in self._layers:
+                frozen[name] = module
+        return frozen
+
+    # Gathering.
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._reset_crosses()
+
+    def _reset_crosses(self) -> None:
+        self._input_crosses: dict[str, Tensor] = {}
+        self._gradient_crosses: dict[str, Tensor] = {}
+        self._n_crossed = 0
+
+    def _forward_backward(self, closure: Closure) -> tuple[Tensor, int]:
+        if not self._statistics_due():
+            return super()._forward_backward(closure)
+        self._calls = []
+
+        def watched() -> tuple[Tensor, Tensor]:
+            with self._frozen.recording(lambda name, a, s: self._calls.append(name)):
+                loss, output = closure()
+            self._output = output.grad_fn
+            return loss, output
+
+        try:
+            return super()._forward_backward(watched)
+        finally:
+            self._output = None  # the graph must not outlive the update
+
+    def _see(self, use: Use, s: Tensor) -> None:
+        super()._see(use, s)
+        self._calls.append(use.module)
+
+    def _take_rows(self, uses: Sequence[Use], gradients: Sequence[Tensor | None], n_examples: int) -> None:
+        if not uses:
+            return
+        self._check_chain(uses, gradients, n_examples)
+        self._chain = [use.module for use in uses]
+        layers = [self._layers[name] for name in self._chain]
+        if self._n_crossed < self._statistics.n_examples:  # the first output vector of this micro-batch
+            self._n_crossed += n_examples
+            inputs = [_of_weight(layer, layer.homogeneous_rows(use.a)) for layer, use in zip(layers, uses, strict=True)]
+            _add_crosses(self._input_crosses, self._chain, inputs)
+        rows = [
+            _of_weight(layer, layer.output_rows(g)) for layer, g in zip(layers, gradients, strict=True) if g is not None
+        ]
+        _add_crosses(self._gradient_crosses, self._chain, rows)
+
+    def _check_chain(self, uses: Sequence[Use], gradients: Sequence[Tensor | None], n_examples: int) -> None:
+        """Refuse a forward pass that was no chain, or another one than before.
+
+        Raises:
+            RuntimeError: it names the module.
+        """
+        called = [use.module for use in uses]
+        for use, g in zip(uses, gradients, strict=True):
+            if called.count(use.module) > 1:
+                raise RuntimeError(_no_chain(use.module, "it was called more than once in a forward pass"))
+            if use.n_rows != n_examples:
+                raise RuntimeError(_no_chain(use.module, f"it was given {use.n_rows} rows for {n_examples} examples"))
+            if g is None:
+                raise RuntimeError(_no_chain(use.module, "the model's output does not depend on it"))
+        first, last = self._calls.index(called[0]), self._calls.index(called[-1])
+        for name in self._calls[first:last]:
+            if name not in called:
+                raise RuntimeError(_no_chain(name, "it is frozen, between trained layers"))
+        if self._chain is None:
+            self._check_graph(uses)
+        elif called != self._chain:
+            was, now = ", ".join(self._chain), ", ".join(called)
+            name = next((name for name in called + self._chain if (name in called) != (name in self._chain)), called[0])
+            raise RuntimeError(_no_chain(name, f"the layers were called in the order {was} before, now {now}"))
+
+    def _check_graph(self, uses: Sequence[Use]) -> None:
+        """Refuse a way from a layer's output to the model's that goes round the next layer."""
+        for use, following in pairwise(uses):
+            if self._output is not None and connected(self._output, use.edge.node, without=following.edge.node):
+                why = f"its output reaches the model's output other than through {following.module!r}, called after it"
+                raise RuntimeError(_no_chain(use.module, why))
+
+    def _check_gathered(self) -> None:
+        missed = [name for name in self._layers_with_gradient() if name not in self._seen]
+        if self._seen and missed:
+            why = "it has a gradient but was not seen in the forward pass (is it in training mode?)"
+            raise RuntimeError(_no_chain(missed[0], why))
+        super()._check_gathered()
+
+    # The update.
+
+    def _average_statistics(self, decay: float) -> None:
+        super()._average_statistics(decay)
+        n = self._statistics.n_examples
+        for key, sums in (("input_cross", self._input_crosses), ("gradient_cross", self._gradient_crosses)):
+            self._average(key, self._mean_over_processes({name: total / n for name, total in sums.items()}), decay)
+
+    def _invert(self) -> None:
+        chain, dampings = self._chain or [], self._dampings()
+        if not chain:
+            return
+        states = [self._layer_state[name] for name in chain]
+        moments = [
+            Moments(name, state["input_covariance"], state["gradient_covariance"], dampings[name])
+            for name, state in zip(chain, states, strict=True)
+        ]
+        links, end = invert(moments, [Cross(state["input_cross"], state["gradient_cross"]) for state in states[:-1]])
+        for state, link in zip(states, links, strict=False):
+            state.update(link._asdict())
+        states[-1].update(end._asdict())
+
+    def _is_inverted(self, name: str) -> bool:
+        return "A_basis" in self._layer_state[name] or "A_inverse" in self._layer_state[name]
+
+    def _precondition(self, gradients: Mapping[nn.Parameter, Tensor]) -> dict[str, Preconditioned]:
+        chain = self._chain or []
+        if not chain:
+            return {}
+        without = set(chain) - set(self._layers_with_gradient())
+        if without:
+            raise RuntimeError(_no_chain(min(without), "it has no gradient in this update"))
+        states = [self._layer_state[name] for name in chain]
+        links = [Link(**{key: state[key] for key in Link._fields}) for state in states[:-1]]
+        end = End(**{key: states[-1][key] for key in End._fields})
+        directions = apply(links, end, [self._layers[name].join(gradients) for name in chain])
+        return {name: Preconditioned(P) for name, P in zip(chain, directions, strict=True)}
+
+    # State.
+
+    def _extra_state(self) -> dict[str, Any]:
+        return super()._extra_state() | {"chain": self._chain}
+
+    def _load_extra_state(self, extra: dict[str, Any]) -> None:
+        super()._load_extra_state(extra)
+        self._chain = extra["chain"]
+
+
+def _no_chain(name: str, why: str) -> str:
+    return f"kfac_tridiagonal is for chains of nn.Linear, and module {name!r} does not belong to one: {why}"
+
+
+def _of_weight(layer: Layer, rows: Tensor) -> Tensor:
+    """Rows in the type of the layer's weight: under autocast, inputs and gradients of neighbours can be of two."""
+    return rows.to(layer.weight.dtype)
+
+
+def _add_crosses(sums: dict[str, Tensor], chain: Sequence[str], rows: Sequence[Tensor]) -> None:
+    """Add Σ x_i x_{i+1}ᵀ over examples to the sum of every layer of the chain but the last."""
+    flat = [own.flatten(0, 1) for own in rows]
+    for name, (x, following) in zip(chain, pairwise(flat), strict=False):
+        new = x.T @ following
+        sums[name] = sums[name] + new if name in sums else new
+
+
+def _floor(layers: Sequence[LayerSize], params: Mapping[str, Any]) -> dict[Phase, float]:
+    """K-FAC's, with cross-moments, the spectra of what the next layer explains, and products with Ψ, there and back."""
+    floor = kfac_floor(layers, {**params, "damping_method": "factored"})
+    pairs = list(pairwise(layers))
+    if not pairs:
+        return floor
+    passes = max(1, fisher_passes(layers, params["fisher"]))
+    crosses = sum(2.0 * own.n_rows * (own.d_A * n.d_A + passes * own.d_G * n.d_G) for own, n in pairs)
+    # A square has as many eigenvalues beside 0 as its thinner side.
+    spectra = sum(eigendecomposition(min(own.d_A, n.d_A)) + eigendecomposition(min(own.d_G, n.d_G)) for own, n in pairs)
+    there = sum(
+        2.0 * (own.d_A * n.d_A * min(n.d_G, n.n_rows) + own.d_G * n.d_G * min(own.d_A, n.n_rows)) for own, n in pairs
+    )
+    back = sum(2.0 * min(n.d_G * own.d_A * (own.d_G + n.d_A), n.d_A * own.d_G * (own.d_A + n.d_G)) for own, n in pairs)
+    in_basis = sum(eigenbasis_application(own) for own, _ in pairs)
+    last = kfac_floor(layers[-1:], {**params, "damping_method": "factored"})["preconditioning"]
+    return {
+        "statistics": floor["statistics"] + crosses / params["statistics_every"],
+        "inversion": floor["inversion"] + spectra / params["inverses_every"],
+        "preconditioning": last + in_basis + there + back,
+    }
+
+
+ENTRIES = (
+    OptimizerEntry(
+        name="kfac_tridiagonal",
+        cls=BlockTridiagonalKFAC,
+        summary="K-FAC with block-tridiagonal inverse curvature, for chains of linear layers",
+        paper="Martens, Grosse: Optimizing neural networks with Kronecker-factored approximate curvature, 2015",
+        space=Space(
+            {
+                "lr": Float(low=1e-3, high=3.0, log=True),
+                "damping": Float(low=1e-3, high=10.0, log=True, relative_to="lr"),
+                "kl_clip": Float(low=1e-4, high=1e-1, log=True),
+                "momentum": Float(low=0.0, high=0.98, log=True, complement=True),
+                "batch_size": Int(low=32, high=1024, log=True),
+            },
+            {"statistics_every": 5, "inverses_every": 20},
+        ),
+        second_order=True,
+        example={"lr": 0.1, "damping": 0.01, "statistics_every": 1, "inverses_every": 5},
+        invalid=(
+            ({"lr": -1.0}, "lr must be in [0, inf), got -1.0"),
+            ({"damping": 0.0}, "damping must be in (0, inf), got 0.0"),
+            ({"fisher": "true"}, "fisher must be one of mc, exact, empirical, permuted, got 'true'"),
+            ({"factor_decay": 1.1}, "factor_decay must be in [0, 1], got 1.1"),
+            ({"statistics_every": 10, "inverses_every": 15}, "inverses_every must be a multiple of statistics_every"),
+            ({"kl_clip": 0.0}, "kl_clip must be in (0, inf), got 0.0"),
+            ({"momentum": 1.0}, "momentum must be in [0, 1), got 1.0"),
+        ),
+        deterministic={"fisher": "exact"},
+        chains_only=True,
+        floor=_floor,
+    ),
+)

@@ -1,0 +1,233 @@
+"""The exact natural gradient of a small batch's Fisher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from kftune.optim.costs import cholesky, extra_backward, fisher_passes, gram
+from kftune.optim.curvature.example_gradients import ExampleGradients, ExampleGradientsSum, from_tensors
+from kftune.optim.curvature.likelihoods import Fisher
+from kftune.optim.curvature.statistics import Rows
+from kftune.optim.interface import Closure, LayerSize, Likelihood, OptimizerEntry, Phase, check_count
+from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned
+from kftune.optim.preconditioning.woodbury import factorize, solve
+from kftune.space import Float, Int, Space
+
+
+class NaturalGradient(KroneckerOptimizer):
+    """P = (F + damping)⁻¹V over all layers together, F the Fisher of a few examples; v ← μv + νP; [W b] ← [W b] − ηv.
+
+    Subsampled natural gradients of Benzing: Gradient descent on neurons and its link to approximate second-order
+    optimization, 2022, after Ren, Goldfarb: Efficient subsampled Gauss-Newton and natural gradient methods for training
+    neural networks, 2019. No approximation but the choice of the examples: by Woodbury's identity, a Cholesky factor of
+    the inner products of their gradients is all that is needed. With M = C·N gradients (C = 1 but for ``exact``), a
+    renewal of F takes O(M²·Σ(d_A + d_G) + M³) operations for layers without positions, an update O(N·Σ d_A·d_G + M²).
+
+    P means the same as K-FAC's: ``lr`` = 1 is a full step, and P → V/damping for a large damping. As F has rank M at
+    most, that is also how P looks in most directions, and lr/damping is what corresponds to the learning rate of SGD:
+    search damping/lr, as the default space does. The loss must be a mean over examples. Parameters outside
+    ``nn.Linear`` and ``nn.Conv2d`` are updated by SGD with the same learning rate, momentum and weight decay.
+
+    Args:
+        model: the network.
+        lr: learning rate η.
+        damping: λ, in units of the curvature of the per-example loss; a change counts from the next renewal of F.
+        block_diagonal: take gradients of different layers for uncorrelated, so that every layer has its own system.
+        fisher: ``mc`` (a label drawn from the model per example), ``exact`` (one pass per output), ``empirical`` (the
+            training labels, no pass of its own) or ``permuted`` (the batch's predictions, dealt out at random).
+        fisher_examples: F is made of the first so many examples of an update's batch; None for all of them.
+        inverses_every: updates between two renewals of F. What it is made of is kept meanwhile, and saved.
+        kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
+        momentum: μ, in [0, 1), applied after the clip.
+        nesterov: θ ← θ − η(P + μv) instead.
+        weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
+        likelihood: the model's predictive distribution.
+        seed: of the drawn labels.
+
+    Raises:
+        ValueError: an invalid hyperparameter.
+    """
+
+    needs_rows = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float = 0.1,
+        damping: float = 0.1,
+        block_diagonal: bool = False,
+        fisher: Fisher = "mc",
+        fisher_examples: int | None = None,
+        inverses_every: int = 1,
+        kl_clip: float | None = 1e-3,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        likelihood: Likelihood,
+        seed: int = 0,
+    ) -> None:
+        check_count("inverses_every", inverses_every)
+        if fisher_examples is not None:
+            check_count("fisher_examples", fisher_examples)
+        super().__init__(
+            model,
+            lr=lr,
+            damping=damping,
+            fisher=fisher,
+            factor_decay=0.0,
+            statistics_every=inverses_every,
+            inverses_every=inverses_every,
+            warmup_updates=0,
+            kl_clip=kl_clip,
+            momentum=momentum,
+            nesterov=nesterov,
+            weight_decay=weight_decay,
+            weight_sharing="expand",
+            likelihood=likelihood,
+            seed=seed,
+            treatment="natural gradient",
+        )
+        self._block_diagonal, self._fisher_examples = block_diagonal, fisher_examples
+        self._gathered = self._new_gathered()
+        self._cholesky: Tensor | None = None  # of all layers together
+
+    # The Fisher's examples.
+
+    def _statistics_due(self) -> bool:
+        return self._inverses_due()
+
+    def _covariances_due(self) -> bool:
+        return False
+
+    def _new_gathered(self) -> ExampleGradientsSum:
+        return ExampleGradientsSum(self._fisher_examples, one_direction=self._fisher != "exact")
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._gathered = self._new_gathered()
+
+    def _forward_backward(self, closure: Closure) -> tuple[Tensor, int]:
+        self._gathered.begin_batch()
+        return super()._forward_backward(closure)
+
+    def _add_rows(self, rows: Mapping[str, Rows]) -> None:
+        self._gathered.add(rows)
+
+    def _renew_averages(self) -> None:
+        """Nothing is averaged: new examples replace the old; a layer that the new ones did not pass has none."""
+        if not self._inverses_due():
+            return
+        with self.phases.phase("statistics"):
+            self._check_gathered()
+            found, dampings = self._gathered.result(), self._dampings()
+            self._layer_state = {name: {} for name in self._layers}
+            for name, examples in found.items():
+                damping = self._layers[name].weight.new_full((), dampings[name])
+                self._layer_state[name] = examples.tensors | {"damping": damping}
+
+    # The solve.
+
+    def _blocks(self) -> dict[str, tuple[ExampleGradients, Tensor]]:
+        return {name: (from_tensors(state), state["damping"]) for name, state in self._layer_state.items() if state}
+
+    def _invert(self) -> None:
+        blocks = self._blocks()
+        if self._block_diagonal:
+            names = [f"matrix of gradient products of layer {name!r}" for name in blocks]
+            for name, factor in zip(
+                blocks, factorize(names, [{name: block} for name, block in blocks.items()]), strict=True
+            ):
+                self._layer_state[name]["cholesky"] = factor
+        elif blocks:
+            (self._cholesky,) = factorize(["matrix of gradient products of all layers"], [blocks])
+
+    def _is_inverted(self, name: str) -> bool:
+        return "damping" in self._layer_state[name]
+
+    def _precondition(self, gradients: Mapping[nn.Parameter, Tensor]) -> dict[str, Preconditioned]:
+        blocks = self._blocks()
+        V = {name: self._layers[name].join(gradients) for name in self._layers_with_gradient() if name in blocks}
+        found: dict[str, Tensor] = {}
+        if self._cholesky is not None:
+            found = solve(blocks, self._cholesky, V)
+        else:
+            for name, own in V.items():
+                found |= solve({name: blocks[name]}, self._layer_state[name]["cholesky"], {name: own})
+        return {name: Preconditioned(P) for name, P in found.items()}
+
+    # State.
+
+    def _extra_state(self) -> dict[str, Any]:
+        return super()._extra_state() | {"cholesky": self._cholesky}
+
+    def _load_extra_state(self, extra: dict[str, Any]) -> None:
+        super()._load_extra_state(extra)
+        factor = extra["cholesky"]
+        self._cholesky = None if factor is None else factor.to(next(iter(self._layers.values())).weight.device)
+
+
+def _floor(layers: Sequence[LayerSize], params: Mapping[str, Any]) -> dict[Phase, float]:
+    """Inner products and their Cholesky factor in the updates that renew F; products with V in all.
+
+    In an update that renews F, the sum of the examples' gradients merges with the product that V is made of.
+    """
+    if not layers:
+        return {}
+    period, fisher = params["inverses_every"], params["fisher"]
+    passes, n_directions = fisher_passes(layers, fisher), layers[-1].d_G if fisher == "exact" else 1
+    n_examples = min(layer.n_rows // layer.n_positions for layer in layers)
+    n = min(n_examples, params["fisher_examples"] or n_examples)
+    m = n * n_directions
+    n_factors = len(layers) if params["block_diagonal"] else 1
+    renewal, preconditioning = n_factors * cholesky(m), n_factors * 2.0 * m**2
+    for layer in layers:
+        d_A, d_G, t = layer.d_A, layer.d_G, layer.n_positions
+        by_matrices = 2.0 * m * t * d_A * d_G + m * (m + 1.0) * d_A * d_G
+        renewal += min(gram(d_A, n * t) + gram(d_G, m * t), by_matrices)
+        product = 2.0 * min(n * t, m) * d_A * d_G
+        by_rows = 2.0 * layer.n_rows * t * (n * d_A + m * d_G)
+        preconditioning += min(product, by_rows) + product * (1 - 1 / period)
+    return {
+        "statistics": passes * extra_backward(layers) / period,
+        "inversion": renewal / period,
+        "preconditioning": preconditioning,
+    }
+
+
+ENTRIES = (
+    OptimizerEntry(
+        name="natural_gradient",
+        cls=NaturalGradient,
+        summary="Exact natural gradient of a small batch's Fisher, over all layers together, by Woodbury's identity",
+        paper="Benzing: Gradient descent on neurons and its link to approximate second-order optimization, 2022",
+        space=Space(
+            {
+                "lr": Float(low=1e-3, high=3.0, log=True),
+                "damping": Float(low=1e-2, high=100.0, log=True, relative_to="lr"),
+                "kl_clip": Float(low=1e-4, high=1e-1, log=True),
+                "momentum": Float(low=0.0, high=0.98, log=True, complement=True),
+                "batch_size": Int(low=32, high=1024, log=True),
+            },
+            {"inverses_every": 5, "fisher_examples": 128},
+        ),
+        second_order=True,
+        example={"lr": 0.1, "damping": 0.1, "inverses_every": 2},
+        invalid=(
+            ({"lr": -1.0}, "lr must be in [0, inf), got -1.0"),
+            ({"damping": 0.0}, "damping must be in (0, inf), got 0.0"),
+            ({"fisher": "true"}, "fisher must be one of mc, exact, empirical, permuted, got 'true'"),
+            ({"fisher_examples": 0}, "fisher_examples must be a whole number of at least 1, got 0"),
+            ({"inverses_every": 0}, "inverses_every must be a whole number of at least 1, got 0"),
+            ({"kl_clip": 0.0}, "kl_clip must be in (0, inf), got 0.0"),
+            ({"momentum": 1.0}, "momentum must be in [0, 1), got 1.0"),
+            ({"weight_decay": -0.1}, "weight_decay must be in [0, inf)"),
+            ({"likelihood": "poisson"}, "likelihood must be one of categorical, gaussian, bernoulli, got 'poisson'"),
+        ),
+        deterministic={"fisher": "exact"},
+        floor=_floor,
+    ),
+)

@@ -1,0 +1,232 @@
+"""SKFAC: K-FAC of the last batch alone, inverted by the batch's own rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias, get_args
+
+from torch import Tensor, nn
+
+from kftune.optim.costs import skfac_floor
+from kftune.optim.curvature.layers import ConvLayer, Layer
+from kftune.optim.curvature.likelihoods import Fisher
+from kftune.optim.curvature.statistics import Rows, WeightSharing
+from kftune.optim.curvature.thin import flat, inner_product, product_flops
+from kftune.optim.interface import Likelihood, OptimizerEntry, check_choice, check_count
+from kftune.optim.linalg.factors import root_ratio
+from kftune.optim.linalg.products import product
+from kftune.optim.preconditioning.gram_sides import (
+    RowStatistics,
+    Sample,
+    Side,
+    apply,
+    flops_of_a_row,
+    make_sides,
+    reduced,
+)
+from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned
+from kftune.space import Float, Int, Space
+
+RowDampingMethod: TypeAlias = Literal["factored", "plain"]
+ROW_DAMPING_METHODS: tuple[str, ...] = get_args(RowDampingMethod)
+
+
+class SKFAC(KroneckerOptimizer):
+    """P = (G + λ_G I)⁻¹V(A + λ_A I)⁻¹ layer by layer; v ← μv + νP; [W b] ← [W b] − ηv.
+
+    Tang et al.: SKFAC: training neural networks with faster Kronecker-factored approximate curvature, 2021. A and G are
+    those of the last batch whose turn it was, without running averages: for n rows and a side of d > n an n × n matrix
+    is factorised in the place of the d × d one (see :mod:`kftune.optim.preconditioning.gram_sides`). The update is
+    K-FAC's with ``factor_decay=0`` and statistics as rare as inversions. All parameters outside ``nn.Linear`` and
+    ``nn.Conv2d``, and layers not seen by any statistics update yet, are updated by SGD with the same learning rate,
+    momentum and weight decay. The loss must be a mean over examples.
+
+    ``step(closure)`` of a batch smaller than a layer preconditions the two factors of that layer's gradient and leaves
+    its ``.grad`` None; ``accumulate(closure)`` followed by ``step()`` always fills ``.grad``, for whoever clips it.
+
+    Args:
+        model: the network.
+        lr: learning rate η.
+        damping: λ, in units of the curvature of the per-example loss.
+        damping_method: ``factored`` (λ_A = π√λ, λ_G = √λ/π) or ``plain`` (both λ); see
+            :mod:`kftune.optim.preconditioning.damping`.
+        fisher: ``mc`` (a label drawn from the model per example), ``exact`` (one pass per output), ``empirical`` (the
+            training labels, no pass of its own) or ``permuted`` (the batch's predictions, dealt out at random).
+        inverses_every: updates between two batches whose A and G are used.
+        warmup_updates: the period grows with the number k of updates done, as 1 + k // ``warmup_updates``, until it is
+            what the argument says. 0 for no warm-up.
+        kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
+        momentum: μ, in [0, 1), applied after the clip.
+        nesterov: θ ← θ − η(P + μv) instead.
+        weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
+        weight_sharing: positions of sequences and images: ``reduce`` has one row for an example (the paper reduces a
+            convolution's positions too), ``expand`` one for every position; see
+            :data:`kftune.optim.curvature.statistics.WeightSharing`.
+        likelihood: the model's predictive distribution.
+        seed: of the drawn labels.
+
+    Raises:
+        ValueError: an invalid hyperparameter.
+    """
+
+    _statistics: RowStatistics
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float = 0.1,
+        damping: float = 1e-2,
+        damping_method: RowDampingMethod = "factored",
+        fisher: Fisher = "mc",
+        inverses_every: int = 10,
+        warmup_updates: int = 10,
+        kl_clip: float | None = 1e-3,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        weight_sharing: WeightSharing = "reduce",
+        likelihood: Likelihood,
+        seed: int = 0,
+    ) -> None:
+        check_choice("damping_method", damping_method, ROW_DAMPING_METHODS)
+        check_count("inverses_every", inverses_every)
+        super().__init__(
+            model,
+            lr=lr,
+            damping=damping,
+            fisher=fisher,
+            factor_decay=0.0,
+            statistics_every=inverses_every,
+            inverses_every=inverses_every,
+            warmup_updates=warmup_updates,
+            kl_clip=kl_clip,
+            momentum=momentum,
+            nesterov=nesterov,
+            weight_decay=weight_decay,
+            weight_sharing=weight_sharing,
+            likelihood=likelihood,
+            seed=seed,
+            treatment="Kronecker-factored",
+        )
+        self._damping_method = damping_method
+
+    @property
+    def _once(self) -> bool:
+        """Whether an inverse is used for a single update."""
+        return self._inverses_every == 1
+
+    def _new_statistics(self) -> RowStatistics:
+        return RowStatistics(self._layers.values(), self._weight_sharing)
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._renewed: set[str] = set()
+
+    def _average_statistics(self, decay: float) -> None:
+        """There is nothing to average: :meth:`_invert` takes the batch's rows."""
+        self._check_gathered()
+
+    def _invert(self) -> None:
+        inputs, gradients = self._statistics.input_samples(), self._statistics.gradient_samples()
+        used = [name for name in inputs if name in gradients]
+        damping = self._dampings()
+        samples: list[Sample] = [own for name in used for own in (inputs[name], gradients[name])]
+        matrices = [reduced(sample, once=self._once) for sample in samples]
+        means = [matrix.diagonal().sum() / sample.d for sample, (matrix, _) in zip(samples, matrices, strict=True)]
+        dampings = [
+            part
+            for name, mean_A, mean_G in zip(used, means[::2], means[1::2], strict=True)
+            for part in self._split_damping(mean_A, mean_G, damping[name])
+        ]
+        names = [f"{side} covariance of layer {name!r}" for name in used for side in ("input", "gradient")]
+        sides = make_sides(names, samples, matrices, dampings, once=self._once)
+        self._renewed = set(used)
+        for name, of_A, of_G in zip(used, sides[::2], sides[1::2], strict=True):
+            self._layer_state[name] = _prefixed("input", of_A) | _prefixed("gradient", of_G)
+
+    def _split_damping(self, mean_A: Tensor, mean_G: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+        """(λ_A, λ_G), from the means of the diagonals."""
+        if self._damping_method == "plain":
+            return mean_A.new_full((), damping), mean_G.new_full((), damping)
+        pi = root_ratio(mean_A, mean_G)
+        return pi * damping**0.5, damping**0.5 / pi
+
+    def _is_inverted(self, name: str) -> bool:
+        return bool(self._layer_state[name])
+
+    def _prefers_factors(self, layer: Layer, n_rows: int) -> bool:
+        if not (self._inverses_due() or self._is_inverted(layer.name)):
+            return False
+        if self._groups()[layer.weight]["weight_decay"] != 0 or isinstance(layer, ConvLayer):
+            return False  # W would have to be preconditioned too; patches would have to be made
+        d_A, d_G = layer.d_A, layer.d_G
+        on_A, on_G = (flops_of_a_row(n_rows, d, once=self._once) for d in (d_A, d_G))
+        extra = 0.0 if self._kl_clip is None else product_flops(n_rows, d_A, d_G)
+        return n_rows * (on_A + on_G) + extra < d_G * on_A + d_A * on_G
+
+    def _precondition(self, gradients: Mapping[nn.Parameter, Tensor]) -> dict[str, Preconditioned]:
+        found: dict[str, Preconditioned] = {}
+        for name in self._layers_with_gradient():
+            if name in self._gradient_rows:
+                found[name] = self._precondition_rows(name, self._gradient_rows[name])
+            elif self._is_inverted(name):
+                half = apply(self._layers[name].join(gradients), self._side(name, "input"))
+                found[name] = Preconditioned(apply(half.T, self._side(name, "gradient")).T)
+        return found
+
+    def _precondition_rows(self, name: str, rows: Rows) -> Preconditioned:
+        """P = (1/N)XᵀY, X = EG⁻¹ and Y = ĀA⁻¹, where A may be made of these very Ā, and G of these E."""
+        inputs, gradients = flat(rows)
+        renewed = name in self._renewed and rows.inputs.shape[1] == 1
+        Y = apply(inputs, self._side(name, "input"), own=renewed)
+        X = apply(gradients, self._side(name, "gradient"), own=renewed and self._fisher == "empirical")
+        P = product(X.T, Y / len(rows.inputs))
+        return Preconditioned(P, None if self._kl_clip is None else inner_product(rows, Y, X, P))
+
+    def _side(self, name: str, side: Literal["input", "gradient"]) -> Side:
+        prefix = f"{side}_"
+        state = self._layer_state[name]
+        return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _prefixed(side: str, tensors: Side) -> dict[str, Tensor]:
+    return {f"{side}_{key}": tensor for key, tensor in tensors.items()}
+
+
+_INVALID: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"lr": -1.0}, "lr must be in [0, inf), got -1.0"),
+    ({"damping": 0.0}, "damping must be in (0, inf), got 0.0"),
+    ({"damping_method": "exact"}, "damping_method must be one of factored, plain, got 'exact'"),
+    ({"fisher": "true"}, "fisher must be one of mc, exact, empirical, permuted, got 'true'"),
+    ({"inverses_every": 0}, "inverses_every must be a whole number of at least 1, got 0"),
+    ({"kl_clip": 0.0}, "kl_clip must be in (0, inf), got 0.0"),
+    ({"momentum": 1.0}, "momentum must be in [0, 1), got 1.0"),
+    ({"weight_decay": -0.1}, "weight_decay must be in [0, inf)"),
+    ({"weight_sharing": "both"}, "weight_sharing must be one of expand, reduce, got 'both'"),
+    ({"likelihood": "poisson"}, "likelihood must be one of categorical, gaussian, bernoulli, got 'poisson'"),
+)
+
+ENTRIES = (
+    OptimizerEntry(
+        name="skfac",
+        cls=SKFAC,
+        summary="K-FAC of the last batch alone, inverted by the batch's own rows",
+        paper="Tang et al.: SKFAC: training neural networks with faster Kronecker-factored approximate curvature, 2021",
+        space=Space(
+            {
+                "lr": Float(low=1e-3, high=3.0, log=True),
+                "damping": Float(low=1e-3, high=10.0, log=True, relative_to="lr"),
+                "kl_clip": Float(low=1e-4, high=1e-1, log=True),
+                "momentum": Float(low=0.0, high=0.98, log=True, complement=True),
+                "batch_size": Int(low=32, high=1024, log=True),
+            },
+            {"inverses_every": 10},
+        ),
+        second_order=True,
+        example={"lr": 0.1, "damping": 0.01, "inverses_every": 5},
+        invalid=_INVALID,
+        deterministic={"fisher": "exact"},
+        floor=skfac_floor,
+    ),
+)

@@ -1,0 +1,193 @@
+"""SOAP: Adam in Shampoo's eigenbasis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from kftune.optim.interface import Likelihood, OptimizerEntry
+from kftune.optim.matrixwise.optimizer import MatrixwiseOptimizer, Side, floor_of, multiply
+from kftune.optim.matrixwise.roots import eigenbases, iterated_bases
+from kftune.optim.updates.adam import adam_directions, adam_state
+from kftune.space import Float, Int, Space
+
+
+class SOAP(MatrixwiseOptimizer):
+    """P = Q_L·Adam(Q_LᵀGQ_R)·Q_Rᵀ for every matrix; W ← (1 − lr·weight_decay)·W − lr·P.
+
+    Vyas et al.: SOAP: improving and stabilizing Shampoo using Adam, 2024, algorithm 3. Q_L and Q_R are the eigenvectors
+    of the averages L of GGᵀ and R of GᵀG: by eigendecomposition from a matrix's first gradient, then by one step of
+    orthogonal iteration (algorithm 4) every ``inverses_every`` updates, for the updates after. Where the basis changes,
+    Adam's averaged gradient is carried over exactly; the averaged squares stay with their columns.
+
+    A parameter's first gradient gives only its basis: the parameter stays as it is, so all of a usual network in the
+    first update. A parameter with two or more dimensions is one matrix, (d_o, d_i·k·k) for Conv2d. A side longer than
+    ``max_dimension``, or of length 1, keeps the identity as its basis. Vectors are updated by AdamW with the same
+    hyperparameters, from the second gradient on too.
+
+    Where L or R has a null space or equal eigenvalues, the basis there is arbitrary and rounding decides: in such
+    directions the same batch in other micro-batches can give another update.
+
+    Args:
+        model: the network.
+        lr: learning rate.
+        beta1: decay of the gradient's running average, in [0, 1).
+        beta2: decay of the squared gradient's running average, in [0, 1).
+        eps: added to the root of the latter.
+        factor_decay: weight on the old L and R, in [0, 1]; None for ``beta2``, as in the paper.
+        inverses_every: updates between two refreshments of the basis.
+        max_dimension: the longest side that gets a basis; 0 for none, which is AdamW.
+        precondition_1d: whether vectors get a basis too, as matrices of one column.
+        weight_decay: decoupled.
+        likelihood: not used; every optimizer of kftune takes it.
+        seed: not used; every optimizer of kftune takes it.
+
+    Raises:
+        ValueError: an invalid hyperparameter.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float = 3e-3,
+        beta1: float = 0.95,
+        beta2: float = 0.95,
+        eps: float = 1e-8,
+        factor_decay: float | None = None,
+        inverses_every: int = 10,
+        max_dimension: int = 10_000,
+        precondition_1d: bool = False,
+        weight_decay: float = 0.0,
+        likelihood: Likelihood | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            model,
+            {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay},
+            factor_decay=beta2 if factor_decay is None else factor_decay,
+            inverses_every=inverses_every,
+            max_dimension=max_dimension,
+            precondition_1d=precondition_1d,
+            treatment="SOAP",
+            fallback="AdamW",
+        )
+
+    def _new_state(self, gradient: Tensor) -> dict[str, Any]:
+        return adam_state(gradient)
+
+    def _update(self) -> None:
+        matrices, others = self._matrices(), self._others()
+        seen = {p: G for p, G in matrices.items() if self.state[p]["n_updates"] > 0}
+        started = [p for p in others if self.state[p]]
+        with self.phases.phase("preconditioning"):
+            directions = self._directions(seen)
+            self._check_directions(directions)
+        with self.phases.phase("statistics"):
+            self._average_factors(matrices)
+        new = [p for p in matrices if p not in seen]
+        # n_updates counts the first gradient as well, which makes no update.
+        due = [p for p in seen if (self.state[p]["n_updates"] - 1) % self._inverses_every == 0]
+        if new or due:
+            with self.phases.phase("inversion"):
+                self._first_bases(new)
+                self._refresh_bases(due)
+        with self.phases.phase("update"):
+            self._move(directions)
+            self._adamw(started)
+            for p in others:
+                if not self.state[p]:
+                    self.state[p] = adam_state(p)
+
+    def _directions(self, gradients: Mapping[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
+        """P of each matrix; its state takes the gradient in."""
+        directions: dict[nn.Parameter, Tensor] = {}
+        for group, own in self._by_group(gradients):
+            found = adam_directions(
+                [self._rotate(p, gradients[p]) for p in own],
+                [self.state[p] for p in own],
+                beta1=group["beta1"],
+                beta2=group["beta2"],
+                eps=group["eps"],
+                fused=group["fused"],
+            )
+            directions |= {p: self._rotate_back(p, direction) for p, direction in zip(own, found, strict=True)}
+        return directions
+
+    def _basis(self, parameter: nn.Parameter, side: Side) -> Tensor | None:
+        basis: Tensor | None = self.state[parameter].get(f"{side}_basis")
+        return basis
+
+    def _rotate(self, parameter: nn.Parameter, matrix: Tensor) -> Tensor:
+        """Q_Lᵀ · matrix · Q_R."""
+        left = self._basis(parameter, "left")
+        return multiply(None if left is None else left.T, matrix, self._basis(parameter, "right"))
+
+    def _rotate_back(self, parameter: nn.Parameter, matrix: Tensor) -> Tensor:
+        """Q_L · matrix · Q_Rᵀ."""
+        right = self._basis(parameter, "right")
+        return multiply(self._basis(parameter, "left"), matrix, None if right is None else right.T)
+
+    def _factors(self, parameters: Iterable[nn.Parameter]) -> tuple[list[tuple[nn.Parameter, Side]], list[Tensor]]:
+        keys = [(p, side) for p in parameters for side in self._sides[p]]
+        return keys, [self.state[p][f"{side}_covariance"] for p, side in keys]
+
+    def _first_bases(self, new: list[nn.Parameter]) -> None:
+        keys, factors = self._factors(new)
+        bases = eigenbases([self._label(p, side) for p, side in keys], factors)
+        for (p, side), basis in zip(keys, bases, strict=True):
+            self.state[p][f"{side}_basis"] = basis
+
+    def _refresh_bases(self, due: list[nn.Parameter]) -> None:
+        keys, factors = self._factors(due)
+        if not keys:
+            return
+        old = [self.state[p][f"{side}_basis"] for p, side in keys]
+        found = iterated_bases([self._label(p, side) for p, side in keys], factors, old)
+        averages = {p: self._rotate_back(p, self.state[p]["exp_avg"]) for p in due}
+        for (p, side), (basis, order) in zip(keys, found, strict=True):
+            state = self.state[p]
+            state[f"{side}_basis"] = basis
+            state["exp_avg_sq"] = state["exp_avg_sq"].index_select(0 if side == "left" else 1, order)
+        for p, average in averages.items():
+            self.state[p]["exp_avg"] = self._rotate(p, average).contiguous()
+
+
+# MQ and its QR decomposition with Q formed (4/3·d³ twice); the rotation there and back.
+_FLOOR = floor_of(lambda side: (2 + 8 / 3) * side**3, averaged_first=False)
+
+ENTRIES = (
+    OptimizerEntry(
+        name="soap",
+        cls=SOAP,
+        summary="Adam in the eigenbasis of Shampoo's factors",
+        paper="Vyas et al.: SOAP: improving and stabilizing Shampoo using Adam, 2024",
+        space=Space(
+            {
+                "lr": Float(low=1e-5, high=3e-2, log=True),
+                "beta1": Float(low=0.5, high=0.99, log=True, complement=True),
+                "beta2": Float(low=0.8, high=0.999, log=True, complement=True),
+                "weight_decay": Float(low=1e-5, high=1.0, log=True),
+                "batch_size": Int(low=16, high=1024, log=True),
+            },
+            {"inverses_every": 10},
+        ),
+        second_order=True,
+        example={"lr": 0.03, "inverses_every": 5},
+        invalid=(
+            ({"lr": -1.0}, "lr must be in [0, inf), got -1.0"),
+            ({"beta1": 1.0}, "beta1 must be in [0, 1), got 1.0"),
+            ({"beta2": -0.1}, "beta2 must be in [0, 1), got -0.1"),
+            ({"eps": 0.0}, "eps must be in (0, inf), got 0.0"),
+            ({"factor_decay": 1.1}, "factor_decay must be in [0, 1], got 1.1"),
+            ({"inverses_every": 0}, "inverses_every must be a whole number of at least 1, got 0"),
+            ({"max_dimension": -1}, "max_dimension must be a whole number of at least 0, got -1"),
+            ({"weight_decay": -0.1}, "weight_decay must be in [0, inf)"),
+        ),
+        # Where a factor has a null space the basis is arbitrary; these sides are short enough to have none.
+        deterministic={"max_dimension": 6},
+        floor=_FLOOR,
+    ),
+)

@@ -1,0 +1,411 @@
+"""What K-FAC adapts while it trains: λ, γ, lengths of updates, averages (Martens, Grosse 2015, sections 6.4 to 13)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
+
+from kftune.errors import DivergenceError
+from kftune.optim.distributed import mean_over_processes, process_group_of
+from kftune.optim.interface import Closure, Likelihood, check_choice, check_count
+from kftune.optim.preconditioning.damping import Preconditioner
+from kftune.optim.preconditioning.quadratic_model import (
+    Direction,
+    QuadraticModel,
+    combine,
+    fisher_products,
+    inner_products,
+)
+
+Rescale: TypeAlias = Literal["none", "alpha", "alpha_and_momentum"]
+RESCALES: tuple[str, ...] = get_args(Rescale)
+
+State: TypeAlias = MutableMapping[Tensor, dict[str, Any]]
+"""A torch optimizer's: parameter → what is kept of it."""
+
+_PREVIOUS, _AVERAGE = "previous_update", "parameter_average"
+_MIN_DAMPING = 1e-8
+_DECAY = 19 / 20
+_SAME_LOSS = 1e-2  # relative: fused attention and convolutions may be computed in another way the second time
+_SMALL_LOSS = 1e-3  # below it rounding of the outputs counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveOptions:
+    """The options of :class:`~kftune.optim.methods.kfac.KFAC` of the same names."""
+
+    rescale: Rescale
+    adaptive_damping: bool
+    damping_every: int
+    damped_reduction: bool
+    adaptive_gamma: bool
+    gamma_every: int
+
+    def check(self, fixed_step: Mapping[str, object], damping_method: str) -> None:
+        """Refuse what contradicts itself or would have no effect.
+
+        Args:
+            fixed_step: the options that otherwise set the length of an update; None, 0 or False where not in use.
+            damping_method: how the factors are damped.
+
+        Raises:
+            ValueError: it names the options.
+        """
+        check_choice("rescale", self.rescale, RESCALES)
+        check_count("damping_every", self.damping_every)
+        check_count("gamma_every", self.gamma_every)
+        if self.rescale == "none":
+            for name in ("adaptive_damping", "adaptive_gamma"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"{name} needs rescale='alpha' or 'alpha_and_momentum', got 'none': "
+                        "without it there is no quadratic model to go by"
+                    )
+        elif any(fixed_step.values()):
+            found = ", ".join(f"{name}={value!r}" for name, value in fixed_step.items() if value)
+            raise ValueError(
+                f"rescale={self.rescale!r} makes the quadratic model set the length of an update; "
+                f"it needs kl_clip=None, momentum=0 and nesterov=False, got {found}"
+            )
+        if self.adaptive_gamma and damping_method != "factored":
+            raise ValueError(f"adaptive_gamma needs damping_method='factored', got {damping_method!r}")
+
+
+_NOT_THE_SAME = (
+    "a closure gave another loss when it was run again at the same parameters, which are unchanged. K-FAC with rescale "
+    "runs all closures of an update again at step(), where each must see its own batch: one made in a loop sees "
+    "the loop's last batch, unless it is bound, as in def closure(xb=xb, yb=yb); and a batch must be neither drawn "
+    "inside the closure nor overwritten before step()"
+)
+
+
+class Trial(NamedTuple):
+    """What one γ makes of an update.
+
+    Attributes:
+        gamma: γ.
+        preconditioners: layer → what it is preconditioned with; empty where nothing was inverted.
+        direction: Δ.
+    """
+
+    gamma: float
+    preconditioners: Mapping[str, Preconditioner]
+    direction: Direction
+
+
+class Step(NamedTuple):
+    """The best update of the best trial.
+
+    Attributes:
+        trial: its number.
+        update: the update, the learning rate inside.
+        predicted: M(update) − M(0), as the damping goes by it.
+        alpha: what Δ was multiplied with.
+        momentum: what δ₀ was multiplied with; 0 where there is none.
+    """
+
+    trial: int
+    update: dict[nn.Parameter, Tensor]
+    predicted: float
+    alpha: float
+    momentum: float
+
+
+class _Run(NamedTuple):
+    """One micro-batch of an update."""
+
+    closure: Closure
+    random: tuple[Tensor, Tensor | None]
+    loss: Tensor
+    n_examples: int
+
+
+class Replay:
+    """The closures of one update, run again: on the same random numbers, and leaving random state and buffers alone.
+
+    Under DistributedDataParallel, what comes back is the mean over all processes, of as many examples each.
+
+    Args:
+        model: the network that the closures run.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._process_group = process_group_of(model)
+        self._runs: list[_Run] = []
+
+    def random_state(self) -> tuple[Tensor, Tensor | None]:
+        """What :meth:`add` needs, from before the closure ran."""
+        device = self._device()
+        return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def _device(self) -> torch.device:
+        return next(self._model.parameters()).device
+
+    def add(self, closure: Closure, random: tuple[Tensor, Tensor | None], loss: Tensor, n_examples: int) -> None:
+        """Remember a closure that has just been run."""
+        self._runs.append(_Run(closure, random, loss.detach(), n_examples))
+
+    def clear(self) -> None:
+        """Forget the closures, and with them their batches."""
+        self._runs = []
+
+    def fisher_products(self, directions: Sequence[Direction], likelihood: Likelihood) -> tuple[Tensor, Tensor]:
+        """DᵀFD of all examples, (k, k) in float64 on the device, and whether a closure has another loss than before.
+
+        The second is a number in float64 on the device, above 0 if so (in any process). The parameters must still be
+        what they were when the closures ran.
+        """
+        found: list[Tensor] = []
+        differs: list[Tensor] = []
+        for run in self._runs:
+            # Fused attention cannot be differentiated twice.
+            with self._again(run), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+                loss, output = run.closure()
+                found.append(fisher_products(output, directions, likelihood))
+            differs.append(_differ(run.loss, loss.detach()))
+        if not found:
+            raise RuntimeError("there is no closure to run again")
+        total = torch.stack(found).sum(dim=0)
+        means = self._mean(torch.cat([total.flatten(), torch.stack(differs).sum(dim=0, keepdim=True)]))
+        return means[:-1].view_as(total), means[-1]
+
+    @torch.no_grad()
+    def loss_change(self) -> Tensor:
+        """The mean loss over all examples now, less what it was when the closures ran; float64 on the device."""
+        changes = []
+        for run in self._runs:
+            with self._again(run):
+                loss, _ = run.closure()
+            changes.append((loss.double() - run.loss.double()) * run.n_examples)
+        return self._mean(torch.stack(changes).sum())
+
+    def _mean(self, total: Tensor) -> Tensor:
+        mean = total / sum(run.n_examples for run in self._runs)
+        if self._process_group is not None:
+            mean_over_processes([mean], self._process_group)
+        return mean
+
+    @contextmanager
+    def _again(self, run: _Run) -> Iterator[None]:
+        """Inside the block the random numbers are those of ``run``, and the model's buffers are copies."""
+        modules = list(self._model.modules())
+        buffers = [(m, name, buffer) for m in modules for name, buffer in m.named_buffers(recurse=False)]
+        devices = [] if run.random[1] is None else [self._device()]
+        with torch.random.fork_rng(devices=devices), ExitStack() as unsynchronised:
+            for module in modules:
+                if isinstance(module, DistributedDataParallel):  # waits for a backward pass, and shares the buffers
+                    unsynchronised.enter_context(module.no_sync())
+            torch.set_rng_state(run.random[0])
+            if run.random[1] is not None:
+                torch.cuda.set_rng_state(run.random[1], self._device())
+            try:
+                for module, name, buffer in buffers:
+                    module._buffers[name] = buffer.clone()
+                yield
+            finally:
+                for module, name, buffer in buffers:
+                    module._buffers[name] = buffer
+
+
+def _differ(before: Tensor, now: Tensor) -> Tensor:
+    """Whether two losses differ by more than rounding; what is not finite is another matter."""
+    before, now = before.double(), now.double()
+    return (now - before).abs() > _SAME_LOSS * (torch.maximum(before.abs(), now.abs()) + _SMALL_LOSS)
+
+
+class Adaptation:
+    """Length and momentum of K-FAC's updates by the quadratic model, and the dampings λ and γ that follow from it.
+
+    Args:
+        model: the network.
+        likelihood: its predictive distribution.
+        options: what is adapted.
+        damping: λ + η at the start.
+
+    Attributes:
+        replay: the closures of the update that is being made.
+        gamma: γ, which takes the place of √λ in the damping of the factors where it is adapted.
+    """
+
+    def __init__(self, model: nn.Module, likelihood: Likelihood, options: AdaptiveOptions, damping: float) -> None:
+        self.options = options
+        self.replay = Replay(model)
+        self.gamma = damping**0.5
+        self._likelihood = likelihood
+        self._last_trial = 0  # the update at which γ was tried last
+
+    def gammas(self, n_updates: int) -> tuple[float, ...]:
+        """The γ to try at an update that inverts: ω₂γ, γ and γ/ω₂ if they are due, else γ (section 6.6)."""
+        if not self.options.adaptive_gamma or n_updates - self._last_trial < self.options.gamma_every:
+            return (self.gamma,)
+        self._last_trial = n_updates
+        ratio = _DECAY ** (self.options.gamma_every / 2)
+        return max(ratio * self.gamma, _MIN_DAMPING**0.5), self.gamma, self.gamma / ratio
+
+    def step(
+        self,
+        gradient: Direction,
+        trials: Sequence[Direction],
+        state: State,
+        *,
+        lr: float,
+        damping: float,
+        weight_decay: float,
+    ) -> Step:
+        """lr·δ for the δ that minimises M on the span of Δ, δ₀ and −∇h outside Δ, with the Δ that M likes best.
+
+        Args:
+            gradient: ∇h.
+            trials: the Δ of each γ, all of the same parameters.
+            state: where :meth:`take` has left δ₀.
+            lr: what the minimiser is multiplied with.
+            damping: λ.
+            weight_decay: η.
+
+        Raises:
+            DivergenceError: if the model is not finite.
+            RuntimeError: if a closure has not the loss that it had.
+        """
+        left_out, previous = _left_out(gradient, trials[0]), _previous(gradient, state)
+        others = [d for d in (left_out, previous) if d]
+        directions = [*trials, *others]
+        model = self._model(gradient, directions, damping, weight_decay)
+        shared = range(len(trials), len(directions))
+        models = [model.among([i, *shared]) for i in range(len(trials))]
+        minimizers = [candidate.minimizer() for candidate in models]
+        lowest = [candidate.change(c) for candidate, c in zip(models, minimizers, strict=True)]
+        best = min(range(len(trials)), key=lowest.__getitem__)
+        c = lr * minimizers[best]
+        coefficients = c.tolist()
+        return Step(
+            best,
+            combine([trials[best], *others], coefficients),
+            models[best].change(c, damped=self.options.damped_reduction),
+            alpha=coefficients[0],
+            momentum=coefficients[-1] if previous else 0.0,
+        )
+
+    def take(self, step: Step, state: State) -> None:
+        """θ ← θ + update; with momentum it is kept in ``state`` as the next δ₀."""
+        if step.update:
+            torch._foreach_add_(list(step.update), list(step.update.values()))
+        if self.options.rescale == "alpha_and_momentum":
+            for known in state.values():
+                known.pop(_PREVIOUS, None)
+            for p, change in step.update.items():
+                state[p][_PREVIOUS] = change
+
+    def _model(
+        self, gradient: Direction, directions: Sequence[Direction], damping: float, weight_decay: float
+    ) -> QuadraticModel:
+        """M on the span of ``directions``.
+
+        Raises:
+            DivergenceError: it is not finite.
+            RuntimeError: a closure is not what it was.
+        """
+        curvature, differs = self.replay.fisher_products(directions, self._likelihood)
+        products = inner_products(gradient, directions)
+        padded = nn.functional.pad(curvature, (1, 0, 1, 0))
+        padded[0, 0] = differs  # in one copy with the rest
+        curvature, products = torch.stack([padded, products]).cpu()
+        if float(curvature[0, 0]) > 0:
+            raise RuntimeError(_NOT_THE_SAME)
+        if not bool(torch.isfinite(curvature + products).all()):
+            raise DivergenceError("the quadratic model is not finite; the parameters are unchanged")
+        return QuadraticModel(
+            curvature[1:, 1:],
+            products[1:, 1:],
+            products[0, 1:],
+            damping,
+            weight_decay,
+            10 * max(torch.finfo(g.dtype).eps for g in gradient.values()),
+        )
+
+    def damping_is_due(self, n_updates: int) -> bool:
+        """Whether λ is adapted after the update that follows ``n_updates`` others."""
+        return self.options.adaptive_damping and (n_updates + 1) % self.options.damping_every == 0
+
+    def adapted_damping(self, damping: float, step: Step, weight_decay: float) -> float:
+        """λ after ``step``, which the parameters have taken (section 6.5)."""
+        change = self.replay.loss_change()
+        if weight_decay != 0:
+            ends = [torch.sum(d * (p - 0.5 * d)).double() for p, d in step.update.items()]
+            change = change + weight_decay * torch.stack(ends).sum()
+        return levenberg_marquardt(damping, float(change), step.predicted, self.options.damping_every)
+
+    def state(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"gamma": self.gamma, "last_trial": self._last_trial}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`state`."""
+        self.gamma, self._last_trial = state["gamma"], state["last_trial"]
+        self.replay.clear()
+
+
+def levenberg_marquardt(damping: float, change: float, predicted: float, every: int) -> float:
+    """λ multiplied or divided by ω₁ = (19/20)^every, as ρ = change/predicted is above ¾ or below ¼; at least 1e-8.
+
+    Where the objective did not stay finite, λ grows. Where the model did not expect it to fall (a learning rate of 0,
+    or one that overshoots), ρ says nothing of the model, and λ stays.
+
+    Args:
+        damping: λ.
+        change: h(θ + δ) − h(θ).
+        predicted: M(δ) − M(0).
+        every: T₁, updates between two adaptations.
+    """
+    factor = _DECAY**every
+    if predicted >= 0:
+        return damping
+    if not math.isfinite(change) or change / predicted < 0.25:
+        return damping / factor
+    return max(damping * factor, _MIN_DAMPING) if change / predicted > 0.75 else damping
+
+
+def _left_out(gradient: Direction, natural: Direction) -> Direction:
+    """−∇h of the parameters that Δ leaves out."""
+    names = [p for p in gradient if p not in natural]
+    return dict(zip(names, torch._foreach_neg([gradient[p] for p in names]), strict=True)) if names else {}
+
+
+def _previous(gradient: Direction, state: State) -> Direction:
+    """δ₀ of the parameters that have a gradient."""
+    return {p: state[p][_PREVIOUS] for p in gradient if p in state and _PREVIOUS in state[p]}
+
+
+def average_iterates(state: State, parameters: Iterable[nn.Parameter], d: float) -> None:
+    """θ̄ ← dθ̄ + (1 − d)θ in ``state[parameter]``; the first θ is taken as it is."""
+    known: list[Tensor] = list(parameters)
+    for p in known:
+        if _AVERAGE not in state[p]:
+            state[p][_AVERAGE] = p.detach().clone()
+    torch._foreach_lerp_([state[p][_AVERAGE] for p in known], known, 1 - d)
+
+
+@contextmanager
+def averages_swapped_in(state: State) -> Iterator[None]:
+    """Inside the block the parameters that have an average hold it."""
+    averaged = [p for p in state if _AVERAGE in state[p]]
+    current = [p.detach().clone() for p in averaged]
+    try:
+        _assign(averaged, [state[p][_AVERAGE] for p in averaged])
+        yield
+    finally:
+        _assign(averaged, current)
+
+
+@torch.no_grad()
+def _assign(parameters: list[Tensor], values: list[Tensor]) -> None:
+    if parameters:
+        torch._foreach_copy_(parameters, values)

@@ -1,0 +1,212 @@
+"""What K-FAC and its relatives share: when statistics and inversions are due, factor averages, KL clip, momentum."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kftune.optim.curvature.likelihoods import FISHERS, Fisher
+from kftune.optim.curvature.statistics import WeightSharing
+from kftune.optim.interface import Likelihood, check_choice, check_count, check_periods, check_range
+from kftune.optim.linalg.factors import decay_of
+from kftune.optim.preconditioning.kl_clip import kl_clip_factor
+from kftune.optim.preconditioning.layerwise import LayerwiseOptimizer
+from kftune.optim.updates.momentum import decayed_gradients, momentum_step
+
+
+class Preconditioned(NamedTuple):
+    """The preconditioned gradient of a layer.
+
+    Attributes:
+        P: (d_G, d_A); may be scaled in place.
+        product: ⟨P, V⟩ where it is known already, or V is not at hand; a scalar.
+    """
+
+    P: Tensor
+    product: Tensor | None = None
+
+
+class KroneckerOptimizer(LayerwiseOptimizer):
+    """v ← μv + νP; [W b] ← [W b] − ηv with P the gradient preconditioned by a subclass.
+
+    A subclass implements :meth:`_invert` and :meth:`_precondition`. It may gather more than A and G
+    (:meth:`_average_statistics`).
+
+    Args:
+        model: the network.
+        lr: learning rate η.
+        damping: λ, in units of the curvature of the per-example loss.
+        fisher: ``mc`` (a label drawn from the model per example), ``exact`` (one pass per output), ``empirical`` (the
+            training labels, no pass of its own) or ``permuted`` (the batch's predictions, dealt out at random).
+        factor_decay: weight on the old factors, in [0, 1]; 0 uses the last statistics alone.
+        statistics_every: updates between two statistics.
+        inverses_every: updates between two inversions; a multiple of ``statistics_every``.
+        warmup_updates: both periods grow with the number k of updates done, as 1 + k // ``warmup_updates``, until they
+            are what the arguments say: at first the network changes too fast for old curvature. 0 for no warm-up.
+        kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
+        momentum: μ, in [0, 1), applied after the clip.
+        nesterov: θ ← θ − η(P + μv) instead.
+        weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
+        weight_sharing: ``expand`` or ``reduce``; see :data:`kftune.optim.curvature.statistics.WeightSharing`.
+        likelihood: the model's predictive distribution.
+        seed: of the drawn labels.
+        treatment: what :meth:`coverage` calls the layer-wise rule.
+
+    Raises:
+        ValueError: an invalid hyperparameter.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float,
+        damping: float,
+        fisher: Fisher,
+        factor_decay: float,
+        statistics_every: int,
+        inverses_every: int,
+        warmup_updates: int,
+        kl_clip: float | None,
+        momentum: float,
+        nesterov: bool,
+        weight_decay: float,
+        weight_sharing: WeightSharing,
+        likelihood: Likelihood,
+        seed: int,
+        treatment: str,
+    ) -> None:
+        check_range("lr", lr)
+        check_range("damping", damping, low_in=False)
+        check_choice("fisher", fisher, FISHERS)
+        check_range("factor_decay", factor_decay, high=1.0, high_in=True)
+        check_periods(statistics_every, inverses_every)
+        check_count("warmup_updates", warmup_updates, low=0)
+        if kl_clip is not None:
+            check_range("kl_clip", kl_clip, low_in=False)
+        check_range("momentum", momentum, high=1.0)
+        check_range("weight_decay", weight_decay)
+        super().__init__(
+            model,
+            {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay, "damping": damping},
+            likelihood=likelihood,
+            fisher=fisher,
+            weight_sharing=weight_sharing,
+            seed=seed,
+            treatment=treatment,
+            fallback="SGD",
+        )
+        self._factor_decay = factor_decay
+        self._statistics_every, self._inverses_every = statistics_every, inverses_every
+        self._warmup_updates = warmup_updates
+        self._last_statistics: int | None = None
+        self._last_inversion: int | None = None
+        self._kl_clip = kl_clip
+
+    # When.
+
+    def _statistics_due(self) -> bool:
+        return self._covariances_due()
+
+    def _covariances_due(self) -> bool:
+        return self._inverses_due() or self._due(self._statistics_every, self._last_statistics)
+
+    def _inverses_due(self) -> bool:
+        return self._due(self._inverses_every, self._last_inversion)
+
+    def _due(self, every: int, last: int | None) -> bool:
+        if last is None:
+            return True
+        if self._warmup_updates:
+            every = min(every, 1 + self._n_updates // self._warmup_updates)
+        return self._n_updates - last >= every
+
+    # What.
+
+    def _update(self) -> None:
+        self._renew()
+        with self.phases.phase("preconditioning"):
+            directions = self._directions()
+            self._check_directions(directions.values())
+        with self.phases.phase("update"):
+            momentum_step(self, directions)
+        self._n_updates += 1
+
+    def _renew(self) -> None:
+        """Averages and inverses, where they are due."""
+        self._renew_averages()
+        if self._inverses_due():
+            with self.phases.phase("inversion"):
+                self._invert()
+            self._last_inversion = self._n_updates
+
+    def _renew_averages(self) -> None:
+        if self._covariances_due():
+            with self.phases.phase("statistics"):
+                self._n_statistics += 1
+                self._average_statistics(decay_of(self._n_statistics, self._factor_decay))
+            self._last_statistics = self._n_updates
+
+    def _average_statistics(self, decay: float) -> None:
+        """A ← decay·A + (1 − decay)·A_batch, the same for G."""
+        inputs = self._mean_over_processes(self._statistics.input_covariances())
+        gradients = self._mean_over_processes(self._statistics.gradient_covariances())
+        self._check_gathered()
+        self._average("input_covariance", inputs, decay)
+        self._average("gradient_covariance", gradients, decay)
+
+    def _factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Layer → (A, G), for the layers that statistics have seen."""
+        return {
+            name: (state["input_covariance"], state["gradient_covariance"])
+            for name, state in self._layer_state.items()
+            if "gradient_covariance" in state
+        }
+
+    @abstractmethod
+    def _invert(self) -> None:
+        """Renew in ``self._layer_state`` what :meth:`_precondition` needs, from the averages."""
+
+    @abstractmethod
+    def _is_inverted(self, name: str) -> bool:
+        """Whether a layer has what :meth:`_precondition` needs."""
+
+    @abstractmethod
+    def _precondition(self, gradients: Mapping[nn.Parameter, Tensor]) -> dict[str, Preconditioned]:
+        """Layer → P, for the layers that have a gradient and were inverted.
+
+        Args:
+            gradients: of loss and weight decay, by parameter; layers in ``self._gradient_rows`` are not in it.
+        """
+
+    def _directions(self) -> dict[nn.Parameter, Tensor]:
+        """νP for the layers, the gradient for the rest."""
+        self._form_gradients([name for name in self._gradient_rows if not self._is_inverted(name)])
+        gradients = decayed_gradients(self)
+        preconditioned = self._precondition(gradients)
+        if self._kl_clip is not None and preconditioned:
+            groups = self._groups()
+            products = [
+                torch.sum(found.P * self._layers[name].join(gradients)) if found.product is None else found.product
+                for name, found in preconditioned.items()
+            ]
+            lrs = [groups[self._layers[name].weight]["lr"] for name in preconditioned]
+            scale = kl_clip_factor(products, lrs, self._kl_clip)
+            torch._foreach_mul_([found.P for found in preconditioned.values()], scale)
+            self._record("kl_clip_active", (scale < 1).to(scale.dtype))
+            self._record("kl_clip_scale", scale)
+        return gradients | self._split({name: found.P for name, found in preconditioned.items()})
+
+    def _extra_state(self) -> dict[str, Any]:
+        return super()._extra_state() | {
+            "last_statistics": self._last_statistics,
+            "last_inversion": self._last_inversion,
+        }
+
+    def _load_extra_state(self, extra: dict[str, Any]) -> None:
+        super()._load_extra_state(extra)
+        self._last_statistics, self._last_inversion = extra["last_statistics"], extra["last_inversion"]

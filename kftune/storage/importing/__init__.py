@@ -1,0 +1,1 @@
+"""Sweeps and Optuna studies of elsewhere, stored beside kftune's own."""

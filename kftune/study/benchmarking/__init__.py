@@ -1,0 +1,1 @@
+"""How well samplers search: test functions and paired comparisons."""

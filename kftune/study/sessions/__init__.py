@@ -1,0 +1,1 @@
+"""What runs, and in which order: search, confirmation, widening, from one loop."""
