@@ -153,6 +153,8 @@ class RunResult:
         peak_memory_bytes: of the device for CUDA, of the process (resident) for CPU; None if unknown.
         device_name: e.g. the GPU's or CPU's model.
         calibration: how fast the machine was; None if that was not measured.
+        treatments: what the optimizer does to the parameters (its ``coverage()``) → how many scalars; None if the run
+            ended before there was an optimizer, or comes from a kftune that did not store it.
     """
 
     outcome: Outcome
@@ -169,3 +171,4 @@ class RunResult:
     peak_memory_bytes: int | None = None
     device_name: str = ""
     calibration: Calibration | None = None
+    treatments: Mapping[str, int] | None = None

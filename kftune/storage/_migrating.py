@@ -12,10 +12,13 @@ from sqlalchemy import Connection
 
 from kftune.errors import NewerDatabaseError
 
-__all__ = ["VERSION_TABLE", "head_revision", "stored_revision", "upgrade"]
+__all__ = ["READABLE", "VERSION_TABLE", "head_revision", "stored_revision", "upgrade"]
 
 VERSION_TABLE = "kftune_alembic_version"
 """Optuna keeps its own version in ``alembic_version``, in the same database."""
+
+READABLE = ("0003",)
+"""Earlier revisions that are read as they are: later ones only added columns that may be empty."""
 
 
 def stored_revision(connection: Connection) -> str | None:

@@ -80,7 +80,7 @@ def dispose(engine: sa.Engine, optuna_storage: RDBStorage) -> None:
 
 
 def _check_schema(database: Database, engine: sa.Engine) -> bool:
-    """Whether the schema is up to date; before anything is written."""
+    """Whether the schema can stay as it is; before anything is written."""
     with engine.begin() as connection:
         stored = migrating.stored_revision(connection)
         tables = sa.inspect(connection).get_table_names()
@@ -90,6 +90,8 @@ def _check_schema(database: Database, engine: sa.Engine) -> bool:
     if stored is None and tables and _OPTUNA_TABLE not in tables:
         raise StorageError(f"{database.name} is the database of another program (it has a table {tables[0]!r})")
     if stored == migrating.head_revision():
+        return True
+    if database.read_only and stored in migrating.READABLE:
         return True
     if database.read_only:
         raise StorageError(

@@ -29,6 +29,7 @@ _RESULT_COLUMNS = (
     "examples",
     "peak_memory_bytes",
     "device_name",
+    "treatments",
 )
 _RUN_COLUMNS = (
     "study",
@@ -110,6 +111,13 @@ def delete_reports(session: orm.Session, trial_id: int) -> None:
     session.execute(sa.delete(_REPORTS).where(_REPORTS.c.trial_id == trial_id))
     is_rung = _ATTRIBUTES.c.key.startswith(_RUNG, autoescape=True)
     session.execute(sa.delete(_ATTRIBUTES).where(_ATTRIBUTES.c.trial_id == trial_id, is_rung))
+
+
+def run_columns(connection: sa.Connection) -> list[sa.ColumnElement[Any]]:
+    """Of the table of runs; in a database of an earlier revision, nothing in place of those it lacks."""
+    table = models.Run.__table__
+    there = {column["name"] for column in sa.inspect(connection).get_columns(models.Run.__tablename__)}
+    return [column if column.name in there else sa.null().label(column.name) for column in table.columns]
 
 
 def run_record(row: sa.RowMapping, curve: tuple[CurvePoint, ...]) -> RunRecord:

@@ -98,6 +98,7 @@ class Run(Base):
     examples: Mapped[int] = mapped_column(BigInteger)
     peak_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
     calibration: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    treatments: Mapped[dict[str, int] | None] = mapped_column(Json)
 
     points: Mapped[list[Point]] = relationship(order_by="Point.position", cascade="all, delete-orphan")
 

@@ -25,7 +25,7 @@ from kftune.storage import models
 from kftune.storage._connecting import Access, Database, storage_errors
 from kftune.storage._opening import dispose, make_file, open_engines
 from kftune.storage._registering import check_same, left_out
-from kftune.storage._rows import delete_reports, put_study, run_record, run_row, session_row
+from kftune.storage._rows import delete_reports, put_study, run_columns, run_record, run_row, session_row
 from kftune.storage.records import ELSEWHERE_KEY, Purpose, RunRecord, SessionRecord, StudyRecord, TrialRecord
 
 __all__ = ["Repository", "RunRecord", "SessionRecord", "StudyRecord", "TrialRecord"]
@@ -324,15 +324,19 @@ class Repository:
         where = [models.Run.purpose == purpose, models.Run.superseded.is_(superseded)]
         if study is not None:
             where.append(models.Study.study == study)
-        query = (
-            sa.select(models.Study.study, models.Run.__table__)
-            .join_from(models.Run, models.Study)
-            .where(*where)
-            .order_by(
-                models.Run.study_id, models.Run.budget_factor, models.Run.trial, models.Run.repeat, models.Run.attempt
-            )
-        )
         with self._read() as connection:
+            query = (
+                sa.select(models.Study.study, *run_columns(connection))
+                .join_from(models.Run, models.Study)
+                .where(*where)
+                .order_by(
+                    models.Run.study_id,
+                    models.Run.budget_factor,
+                    models.Run.trial,
+                    models.Run.repeat,
+                    models.Run.attempt,
+                )
+            )
             rows = connection.execute(query).mappings().all()
             found = self._curves(connection, where) if curves else {}
         return [run_record(row, found.get(row["id"], ())) for row in rows]

@@ -82,7 +82,7 @@ def test_runs_of_the_first_revision_survive_the_second(path: Path, url: str) -> 
     with Repository.open(url) as repository:
         (run,) = repository.runs()
         bare = tuple(replace(point, readings=None) for point in record.result.curve)
-        assert run == replace(record, result=replace(record.result, calibration=None, curve=bare))
+        assert run == replace(record, result=replace(record.result, calibration=None, curve=bare, treatments=None))
         assert repository.runs(purpose="confirm") == []
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
@@ -101,6 +101,28 @@ def test_studies_of_the_second_revision_learn_their_training_sets(url: str) -> N
         assert repository.studies() == [replace(known, n_train=None)]
         repository.register([known])
         assert repository.studies() == [known]
+
+
+def test_runs_of_the_third_revision_have_no_treatments_and_can_be_read_as_they_are(url: str) -> None:
+    with Repository.open(url) as repository:
+        repository.register([study_record()])
+        record = run_record(repository.begin_session(session_record()))
+        repository.add_run(record, session_ledger={"wall": 1.0})
+        assert repository.runs() == [record]
+    engine = Database.parse(url, "write").engine()
+    with engine.begin() as connection:
+        migrating.downgrade(connection, "0003")
+    bare = replace(record, result=replace(record.result, treatments=None))
+    with Repository.open(url, read_only=True) as repository:
+        assert repository.runs() == [bare]
+    with engine.begin() as connection:
+        assert migrating.stored_revision(connection) == "0003"
+    engine.dispose()
+    with Repository.open(url) as repository:
+        assert repository.runs() == [bare]
+        again = replace(record, trial=1)
+        repository.add_run(again, session_ledger={"wall": 2.0})
+        assert repository.runs() == [bare, again]
 
 
 @pytest.mark.parametrize("table", Base.metadata.sorted_tables, ids=lambda table: table.name)

@@ -54,6 +54,23 @@ def test_every_optimizer_completes_its_updates(optimizer: str, params: dict[str,
     assert result.peak_memory_bytes is None or result.peak_memory_bytes > 0
 
 
+def test_a_run_tells_what_was_done_to_how_many_parameters() -> None:
+    def treatments(optimizer: str, problem: str) -> object:
+        params = {"batch_size": 64} | dict(OPTIMIZERS.get(optimizer).example)
+        return train(spec(optimizer=optimizer, problem=problem, params=params, budget_updates=1)).treatments
+
+    n_mlp = 64 * 64 + 64 + 64 * 64 + 64 + 64 * 10 + 10
+    assert treatments("sgd", "digits_mlp") == {"SGD": n_mlp}
+    assert treatments("kfac", "digits_mlp") == {"Kronecker-factored": n_mlp}
+    mixed = treatments("kfac", "digits_resnet")
+    assert isinstance(mixed, dict)
+    assert mixed["SGD"] == 2 * (3 * 16 + 2 * 32)  # the scales and shifts of BatchNorm
+
+
+def test_a_run_that_ends_before_it_has_an_optimizer_tells_nothing_of_it() -> None:
+    assert train(spec(params={"lr": -1.0})).treatments is None
+
+
 def losses(result: RunResult) -> list[float]:
     return [point.test_loss for point in result.curve]
 

@@ -9,7 +9,7 @@ import statistics
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from kftune.errors import CurvatureError, DivergenceError
 from kftune.optim import OPTIMIZERS, ModelOptimizer
 from kftune.problems import Problem, Split, problem_loader
 from kftune.results import BATCH_PARAMETERS, MOMENTUM_PARAMETERS, CurvePoint, Outcome, RunResult, RunSpec
+from kftune.training.coverage import parameters_by_treatment
 from kftune.training.data.batches import BatchSizes, ShuffledIndices
 from kftune.training.host import device_name, peak_memory_bytes, reset_peak_memory
 from kftune.training.loop.calibration import SpeedGauge
@@ -109,6 +110,7 @@ class Training:
         self._wall = dict.fromkeys(("setup", "warmup", "evaluation"), 0.0)
         self._overshoot_seconds = 0.0
         self._gauge: SpeedGauge | None = None
+        self._treatments: Mapping[str, int] | None = None
         init, order, optimizer = np.random.SeedSequence(spec.seed).generate_state(3)
         self._seeds = {"init": int(init), "order": int(order), "optimizer": int(optimizer)}
 
@@ -129,6 +131,7 @@ class Training:
             self.batch_sizes = BatchSizes(**sizes, micro_limit=spec.micro_batch, n_train=len(self.problem.train))
             growth = {name: params.pop(name) for name in MOMENTUM_PARAMETERS if name in params}
             self.optimizer = self._build_optimizer(self.model, params)
+            self._treatments = parameters_by_treatment(self.model, self.optimizer)
             self.momentum = growing_momentum(self.optimizer, growth)
             self.indices = ShuffledIndices(len(self.problem.train), seed=self._seeds["order"], device=self.device)
             self._train_subset = _first(self.problem.train, spec.train_examples)
@@ -310,6 +313,7 @@ class Training:
             peak_memory_bytes=peak_memory_bytes(self.device),
             device_name=device_name(self.device),
             calibration=self._gauge.calibration() if self._gauge is not None else None,
+            treatments=self._treatments,
         )
 
     @property
