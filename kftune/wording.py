@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 __all__ = [
     "clock_time",
     "duration",
-    "hover_params",
-    "in_figure",
     "loss",
     "number",
     "objective_title",
@@ -85,13 +81,3 @@ def objective_title(objective: str) -> str:
 def outcome_title(outcome: str) -> str:
     """How a run ended, in words."""
     return _OUTCOMES.get(outcome, outcome)
-
-
-def in_figure(text: str) -> str:
-    """Text for a figure. Plotly reads a small HTML of its own there: a name is to be shown, not to be obeyed."""
-    return html.escape(text, quote=False)
-
-
-def hover_params(params: Mapping[str, Any]) -> str:
-    """Hyperparameters, one a line, for a figure."""
-    return "<br>".join(f"{in_figure(str(name))} = {in_figure(number(value))}" for name, value in params.items())

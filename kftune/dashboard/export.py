@@ -12,28 +12,17 @@ import plotly.graph_objects as go
 
 from kftune.analysis.stored.results import FileResults
 from kftune.analysis.tuning.budget import tuned_for
-from kftune.dashboard.figures.catalogue import FIGURES, FigureKind, Request
+from kftune.dashboard.figures import FIGURES, Request, figures_in_order
 from kftune.dashboard.figures.style import optimizer_styles
 from kftune.dashboard.page import render_panels, write_whole
 from kftune.dashboard.parts import Figure, Panel, Plots
 from kftune.errors import UnknownNameError, UsageError
 from kftune.wording import number
 
-__all__ = ["FORMATS", "figure_kind", "make_request", "write_figure"]
+__all__ = ["FORMATS", "make_request", "write_figure"]
 
 FORMATS = ("png", "svg", "pdf", "html")
 _WIDTH, _HEIGHT, _PNG_SCALE = 760, 440, 2
-
-
-def figure_kind(name: str) -> FigureKind:
-    """The figure of that name.
-
-    Raises:
-        UnknownNameError: there is none.
-    """
-    if name not in FIGURES:
-        raise UnknownNameError("figure", name, FIGURES)
-    return FIGURES[name]
 
 
 def make_request(
@@ -59,9 +48,9 @@ def make_request(
         UnknownNameError: of an unknown figure, problem, optimizer, hyperparameter or reading.
         UsageError: something that is needed was not said, or the figure does not depend on ``at`` or has no such place.
     """
-    kind = figure_kind(name)
-    needs_problem = kind.scope not in ("file", "dimension")
-    needs_optimizer = kind.scope in ("optimizer", "pair")
+    entry = FIGURES.get(name)
+    needs_problem = entry.scope not in ("file", "dimension")
+    needs_optimizer = entry.scope in ("optimizer", "pair")
     request = Request(
         file=file,
         problem=_one("problem", problem, file.problems, needed=needs_problem),
@@ -69,19 +58,19 @@ def make_request(
         styles=optimizer_styles(file.optimizers),
         at=None if at is None else _place(name, file, at),
     )
-    choices = kind.choices(request)
-    if kind.scope not in ("dimension", "pair", "reading"):
+    choices = entry.choices(request)
+    if entry.scope not in ("dimension", "pair", "reading"):
         return request
     if not choices:
-        raise UsageError(f"{file.name} has nothing to draw as {name!r}: {kind.sentence}")
+        raise UsageError(f"{file.name} has nothing to draw as {name!r}: {entry.sentence}")
     chosen = _one("value of --of", of, choices, needed=True)
     return replace(request, of=chosen)
 
 
 def _place(name: str, file: FileResults, at: float) -> float:
     """A place of the budget slider, checked."""
-    if not FIGURES[name].has_at:
-        able = ", ".join(known for known, kind in FIGURES.items() if kind.has_at)
+    if not FIGURES.get(name).has_at:
+        able = ", ".join(entry.name for entry in figures_in_order() if entry.has_at)
         raise UsageError(f"--at: {name} does not depend on the budget (figures that do: {able})")
     budget = tuned_for(file)
     if budget is None:
@@ -122,16 +111,16 @@ def write_figure(
         UsageError: there is nothing to draw, the suffix is none of these, there is no browser to draw with, or the
             file cannot be written.
     """
-    kind, suffix = figure_kind(name), out.suffix.lower().removeprefix(".")
+    entry, suffix = FIGURES.get(name), out.suffix.lower().removeprefix(".")
     if suffix not in FORMATS:
         raise UsageError(f"cannot write {out}: the name must end with one of {', '.join(f'.{s}' for s in FORMATS)}")
-    figure = kind.plot(request)
+    figure = entry.plot(request)
     if figure is None:
-        raise UsageError(f"{request.file.name} has nothing to draw yet as {name!r}: {kind.sentence}")
+        raise UsageError(f"{request.file.name} has nothing to draw yet as {name!r}: {entry.sentence}")
     if suffix == "html":
         tall = height or figure.layout.height
-        panel = Panel(name, name.replace("-", " ").capitalize(), kind.sentence, [Plots([Figure(figure, name, tall)])])
-        title = request.problem if kind.scope not in ("file", "dimension") else request.file.name
+        panel = Panel(name, name.replace("-", " ").capitalize(), entry.sentence, [Plots([Figure(figure, name, tall)])])
+        title = request.problem if entry.scope not in ("file", "dimension") else request.file.name
         text = render_panels([request.file], [(title, [panel])], title=request.file.name, database=database)
         write_whole(out, text.encode("utf-8"))
     else:

@@ -7,7 +7,7 @@ import gc
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,7 +22,7 @@ from kftune.analysis.stored.results import FileResults, load_results
 from kftune.dashboard.encoding import figure_json, json_markup
 from kftune.dashboard.figures.style import DARK, OptimizerStyle, optimizer_styles
 from kftune.dashboard.header import make_header
-from kftune.dashboard.panels import FILE_PANELS, PROBLEM_PANELS, Subject
+from kftune.dashboard.panels import PanelEntry, Subject, panels_of
 from kftune.dashboard.parts import Panel
 from kftune.dashboard.trials import trial_tables
 from kftune.errors import UsageError
@@ -246,17 +246,17 @@ class _Renderer:
         file_id = f"f{number}"
         contents: list[tuple[str, list[tuple[str, str]]]] = []
 
-        def of(section: str, name: str, makers: Sequence[Callable[[Subject], Panel]], problem: str) -> list[Markup]:
+        def of(section: str, name: str, entries: Sequence[PanelEntry], problem: str) -> list[Markup]:
             subject = Subject(file, problem, self.styles)
-            made = [maker(subject) for maker in makers]
+            made = [entry.make(subject) for entry in entries]
             contents.append((name, [(f"{section}-{panel.key}", panel.title) for panel in made]))
             return [self.panel(section, panel) for panel in made]
 
         problems = [
-            _Problem(f"{file_id}p{i}", problem, of(f"{file_id}p{i}", problem, PROBLEM_PANELS, problem))
+            _Problem(f"{file_id}p{i}", problem, of(f"{file_id}p{i}", problem, panels_of("problem"), problem))
             for i, problem in enumerate(file.problems)
         ]
-        panels = of(f"{file_id}-all", _ALL, FILE_PANELS, file.problems[0])
+        panels = of(f"{file_id}-all", _ALL, panels_of("file"), file.problems[0])
         body = self("head.html.j2", file=file, header=make_header(file), contents=contents)
         return _File(file_id, self._section(f"{file_id}-head", "head", body), file.optimizers, problems, panels)
 

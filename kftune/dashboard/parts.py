@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from kftune.dashboard.header import Share
 
 __all__ = [
+    "DASH",
     "Bar",
     "Cell",
     "Choice",
@@ -23,6 +24,7 @@ __all__ = [
     "Slider",
     "Source",
     "Table",
+    "name_of",
     "plots",
 ]
 
@@ -79,6 +81,15 @@ class Cell:
     optimizer: str | None = None
     shade: float | None = None
     title: str = ""
+
+
+DASH = Cell("–", "none")
+"""In the place of what is not known."""
+
+
+def name_of(optimizer: str) -> Cell:
+    """An optimizer's name behind its mark."""
+    return Cell(optimizer, "text", optimizer=optimizer)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from kftune.analysis.stored.results import FileResults
 from kftune.dashboard.export import make_request, write_figure
-from kftune.dashboard.figures.catalogue import FIGURES
+from kftune.dashboard.figures import FIGURES
 from kftune.dashboard.tables import write_tables
 from kftune.errors import UnknownNameError, UsageError
 from tests.dashboard.conftest import Watched, wait_until
@@ -57,7 +57,7 @@ def test_a_place_of_the_budget_slider(confirmed: FileResults, tmp_path: Path) ->
     page = write_figure("sorted-losses", request, out=tmp_path / "a.html", database="x").read_text("utf-8")
     assert "test loss after 15 s" in page
     request = make_request("best-over-budget", confirmed, problem="fashion_mnist_mlp", at=15)
-    figure = FIGURES["best-over-budget"].plot(request)
+    figure = FIGURES.get("best-over-budget").plot(request)
     assert figure is not None
     assert [shape.x0 for shape in figure.layout.shapes] == [15]
     for outside in (0.0, 60.1):

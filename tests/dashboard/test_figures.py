@@ -9,14 +9,13 @@ import pytest
 from kftune.analysis.stored.results import FileResults, load_results
 from kftune.analysis.trust.health import step_anatomies
 from kftune.dashboard.export import make_request
-from kftune.dashboard.figures import plot_learning_curves, plot_sorted_losses
+from kftune.dashboard.figures import FIGURES, Request, plot_learning_curves, plot_sorted_losses
 from kftune.dashboard.figures._arrays import spread_out, visible
 from kftune.dashboard.figures._dimensions import scales
 from kftune.dashboard.figures.across_problems import plot_best_regions, plot_performance_profiles
 from kftune.dashboard.figures.anatomy import plot_reading, plot_step_anatomy, readings_there
 from kftune.dashboard.figures.batch_size import common_updates, has_accumulation, plot_loss_against_batch
 from kftune.dashboard.figures.budget import slider_data, studies_over_budget
-from kftune.dashboard.figures.catalogue import FIGURES, Request
 from kftune.dashboard.figures.hyperparameters import (
     map_pairs,
     plot_map,
@@ -320,9 +319,9 @@ def test_the_best_lies_where_it_was_planted_on_both_problems(file: FileResults) 
     assert plot_best_regions(file, "nothing") is None
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", FIGURES.names())
 def test_every_figure_of_the_catalogue_is_drawn(confirmed: FileResults, name: str) -> None:
-    kind = FIGURES[name]
+    kind = FIGURES.get(name)
     problem = "fashion_mnist_mlp"  # the one with an accuracy
     anything = Request(file=confirmed, problem=problem, optimizer="kfac", styles={})
     of = next(iter(kind.choices(anything)), None)

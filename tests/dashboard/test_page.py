@@ -20,7 +20,7 @@ from kftune.dashboard.encoding import json_markup, packed
 from kftune.dashboard.figures.style import optimizer_styles
 from kftune.dashboard.header import make_header
 from kftune.dashboard.page import render_page, write_page
-from kftune.dashboard.panels import FILE_PANELS, PROBLEM_PANELS, Subject
+from kftune.dashboard.panels import Subject, panels_of
 from kftune.dashboard.panels.health import _without_directories
 from kftune.dashboard.parts import Bar, Chooser, Missing, Panel, Source, Table
 from kftune.errors import UnknownNameError, UsageError
@@ -134,13 +134,13 @@ def test_the_header_says_what_was_run_on_what(file: FileResults) -> None:
     assert shares["sampling"] == pytest.approx(100 * 0.032 / 1.05, abs=0.1)
 
 
-def panels_of(file: FileResults) -> dict[str, Panel]:
+def made_panels(file: FileResults) -> dict[str, Panel]:
     subject = Subject(file, file.problems[0], optimizer_styles(file.optimizers))
-    return {panel.key: panel for panel in (make(subject) for make in (*PROBLEM_PANELS, *FILE_PANELS))}
+    return {entry.name: entry.make(subject) for entry in (*panels_of("problem"), *panels_of("file"))}
 
 
 def test_every_panel_says_what_to_see(file: FileResults) -> None:
-    panels = panels_of(file)
+    panels = made_panels(file)
     assert list(panels) == [
         *("verdict", "sorted-losses", "learning-curves", "budget", "tunability", "hyperparameters", "batch-size"),
         *("anatomy", "across-problems", "health"),
@@ -149,7 +149,7 @@ def test_every_panel_says_what_to_see(file: FileResults) -> None:
 
 
 def test_tables_hold_what_was_found(file: FileResults) -> None:
-    panels = panels_of(file)
+    panels = made_panels(file)
     (chooser,) = panels["hyperparameters"].parts
     assert isinstance(chooser, Chooser)
     assert [choice.name for choice in chooser.choices] == ["sgd", "adamw", "kfac"]
@@ -174,7 +174,7 @@ def test_tables_hold_what_was_found(file: FileResults) -> None:
 
 
 def test_the_verdict_ranks_by_confirmed_losses_and_says_who_beats_whom(confirmed: FileResults) -> None:
-    verdict = panels_of(confirmed)["verdict"]
+    verdict = made_panels(confirmed)["verdict"]
     table, _, pairs = verdict.parts
     assert isinstance(table, Table)
     assert isinstance(pairs, Table)
@@ -192,7 +192,7 @@ def test_the_verdict_ranks_by_confirmed_losses_and_says_who_beats_whom(confirmed
 
 
 def test_without_confirmation_the_verdict_says_what_would_give_one(file: FileResults) -> None:
-    verdict = panels_of(file)["verdict"]
+    verdict = made_panels(file)["verdict"]
     assert "`kftune confirm`" in verdict.sentence
     table, _, missing = verdict.parts
     assert isinstance(table, Table)

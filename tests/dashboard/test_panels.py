@@ -8,7 +8,7 @@ from kftune.analysis.stored.results import FileResults
 from kftune.dashboard.figures.machine import plot_machine
 from kftune.dashboard.figures.style import optimizer_styles, value_axis
 from kftune.dashboard.figures.verdict import plot_verdict
-from kftune.dashboard.panels import FILE_PANELS, PROBLEM_PANELS, Subject
+from kftune.dashboard.panels import PANELS, Subject
 from kftune.dashboard.parts import Panel, Table
 from kftune.results import Calibration
 from tests.analysis import memory
@@ -18,7 +18,7 @@ ONLY_A_PART = "Of many trials only a part is drawn."
 
 def panel_of(file: FileResults, key: str) -> Panel:
     subject = Subject(file, "digits", optimizer_styles(file.optimizers))
-    return next(panel for make in (*PROBLEM_PANELS, *FILE_PANELS) if (panel := make(subject)).key == key)
+    return PANELS.get(key).make(subject)
 
 
 def with_trials(n: int) -> FileResults:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from kftune.analysis.stored.results import FileResults, load_results
 from kftune.dashboard.figures.style import optimizer_styles
-from kftune.dashboard.panels import FILE_PANELS, PROBLEM_PANELS, Subject
+from kftune.dashboard.panels import PANELS, Subject
 from kftune.dashboard.parts import Panel, Table
 from kftune.results import CurvePoint, Outcome, RunResult
 from kftune.storage.repository import Repository
@@ -70,7 +70,7 @@ def test_an_interval_that_reaches_below_zero_leaves_the_figure_at_both_ends(
 
 def panel_of(file: FileResults, key: str) -> Panel:
     subject = Subject(file, PROBLEM, optimizer_styles(file.optimizers))
-    return next(panel for make in (*PROBLEM_PANELS, *FILE_PANELS) if (panel := make(subject)).key == key)
+    return PANELS.get(key).make(subject)
 
 
 def texts(table: Table, column: str) -> list[str]:

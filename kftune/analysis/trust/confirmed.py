@@ -25,7 +25,7 @@ from kftune.analysis.trust.intervals import Interval, grid_step, holm, mean_inte
 from kftune.objective import run_objective
 from kftune.storage.repository import RunRecord
 
-__all__ = ["ConfirmedResult", "confirmed_results", "confirmed_trials", "unconfirmed_better"]
+__all__ = ["ConfirmedResult", "confirmed_results", "unconfirmed_better"]
 
 _LEVEL = 0.01
 
@@ -93,11 +93,6 @@ def confirmed_results(file: FileResults) -> list[ConfirmedResult]:
         for factor in sorted({trial.budget_factor for trial in trials}):
             found.append(_chosen([trial for trial in trials if trial.budget_factor == factor]))
     return found
-
-
-def confirmed_trials(file: FileResults) -> list[ConfirmedResult]:
-    """Every confirmed trial: by study, then budget factor, then as the search ranked them."""
-    return [trial for study in file.studies for trial in _confirmed_of(study)]
 
 
 def unconfirmed_better(study: StudyResults, *, budget_factor: float = 1.0) -> TrialResults | None:

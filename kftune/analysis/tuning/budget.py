@@ -1,4 +1,4 @@
-"""What a smaller budget would have shown: losses, best configuration and ranking at every t up to the budget.
+"""What a smaller budget would have shown: losses and best configuration at every t up to the budget.
 
 At t a run is worth what it last measured at or before t (see :mod:`kftune.analysis.stored.steps`), a trial the mean
 over its runs. All configurations were proposed for the whole budget: a search at the smaller one would have looked
@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,15 +17,7 @@ from kftune.analysis.stored.curves import Across
 from kftune.analysis.stored.results import FileResults, StudyResults
 from kftune.analysis.stored.steps import Floats, trial_steps
 
-__all__ = [
-    "Ranked",
-    "RankingAt",
-    "StudyOverBudget",
-    "budget_places",
-    "over_budget",
-    "rankings_over_budget",
-    "tuned_for",
-]
+__all__ = ["StudyOverBudget", "budget_places", "over_budget", "tuned_for"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,29 +46,6 @@ class StudyOverBudget:
     losses: Floats
     best: tuple[int | None, ...]
     best_losses: tuple[float, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ranked:
-    """One optimizer in a ranking: its best trial at that place, and the loss."""
-
-    rank: int
-    optimizer: str
-    trial: int
-    loss: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankingAt:
-    """Optimizers of a problem at one place, best first; those without a usable trial are not there."""
-
-    problem: str
-    at: float
-    ranked: tuple[Ranked, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
 
 
 def tuned_for(file: FileResults, *, across: Across = "train_seconds") -> float | None:
@@ -134,25 +102,6 @@ def over_budget(study: StudyResults, places: Sequence[float], *, across: Across 
         losses=losses,
         best=tuple(numbers[i] if ok else None for i, ok in zip(index, known, strict=True)),
         best_losses=tuple(float(v) if ok else math.nan for v, ok in zip(lowest, known, strict=True)),
-    )
-
-
-def rankings_over_budget(
-    file: FileResults, problem: str, places: Sequence[float], *, across: Across = "train_seconds"
-) -> list[RankingAt]:
-    """The ranking of a problem's optimizers by their best tuned loss, at each place."""
-    studies = [over_budget(study, places, across=across) for study in file.of_problem(problem)]
-    return [RankingAt(problem=problem, at=float(at), ranked=_ranked(studies, i)) for i, at in enumerate(places)]
-
-
-def _ranked(studies: Sequence[StudyOverBudget], i: int) -> tuple[Ranked, ...]:
-    found = [
-        (study.best_losses[i], study.optimizer, trial) for study in studies if (trial := study.best[i]) is not None
-    ]
-    found.sort(key=lambda entry: entry[0])
-    return tuple(
-        Ranked(rank=rank, optimizer=optimizer, trial=trial, loss=loss)
-        for rank, (loss, optimizer, trial) in enumerate(found, start=1)
     )
 
 

@@ -9,6 +9,7 @@ import typer
 
 from kftune.cli._options import AsJson, Storage
 from kftune.cli._results import StoredStudies, named_files
+from kftune.cli.rendering.page_parts import figure_entries
 from kftune.errors import UsageError
 from kftune.progress.output import print_json, print_table, say
 
@@ -40,7 +41,8 @@ def figure(
     as_json: AsJson = False,
 ) -> None:
     """Draw one figure of the page into a file, for a paper."""
-    from kftune.dashboard.export import figure_kind, make_request, write_figure
+    from kftune.dashboard.export import make_request, write_figure
+    from kftune.dashboard.figures import FIGURES
     from kftune.dashboard.page import read_sources
 
     if list_:
@@ -48,7 +50,7 @@ def figure(
         return
     if name is None or out is None:
         raise UsageError("kftune figure needs a NAME and --out FILE; `kftune figure --list` shows the names")
-    figure_kind(name)
+    FIGURES.get(name)
     files, database = read_sources(named_files(studies, storage))
     if len(files) > 1:
         raise UsageError(f"a figure is of one study file: name one of {', '.join(file.name for file in files)}")
@@ -62,19 +64,13 @@ def figure(
 
 
 def _list(*, as_json: bool) -> None:
-    from kftune.dashboard.figures.catalogue import FIGURES
-
+    entries = figure_entries()
     if as_json:
-        print_json(
-            [
-                {"name": name, "about": kind.scope, "shows": kind.sentence, "at": kind.has_at}
-                for name, kind in FIGURES.items()
-            ]
-        )
+        print_json(entries)
         return
     about = {"dimension": "--of", "pair": "--optimizer --of", "reading": "--of", "optimizer": "--optimizer"}
     rows = [
-        (name, kind.sentence, "may have --at" if kind.has_at else about.get(kind.scope, ""))
-        for name, kind in FIGURES.items()
+        (entry["name"], entry["shows"], "may have --at" if entry["at"] else about.get(entry["about"], ""))
+        for entry in entries
     ]
     print_table(("figure", "shows", "options"), rows, wrap=("shows",))

@@ -8,19 +8,20 @@ from typing import Annotated, Any, Literal
 import typer
 
 from kftune.cli._options import AsJson
+from kftune.cli.rendering.page_parts import figure_entries, panel_entries
 from kftune.progress.output import print_json, print_table, say
 
 __all__ = ["list_"]
 
-Kind = Literal["optimizers", "problems", "samplers"]
+Kind = Literal["optimizers", "problems", "samplers", "panels", "figures"]
 _KINDS: tuple[Kind, ...] = ("optimizers", "problems", "samplers")
 
 
 def list_(
-    kind: Annotated[Kind | None, typer.Argument(help="What to list; all three by default.")] = None,
+    kind: Annotated[Kind | None, typer.Argument(help="What to list; the first three by default.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what a study file may name: optimizers, problems, samplers."""
+    """List what a study file may name: optimizers, problems, samplers; or what a page is made of: panels, figures."""
     kinds = _KINDS if kind is None else (kind,)
     if as_json:
         found = {kind: _entries(kind) for kind in kinds}
@@ -32,8 +33,11 @@ def list_(
         entries = _entries(each)
         columns = [key for key in entries[0] if key not in {"source", "searched"}]
         rows = [[_short(entry[key]) if key == "paper" else _cell(entry[key]) for key in columns] for entry in entries]
-        print_table(columns, rows, right=("train", "test"), wrap=("options", "paper", "summary"))
-    say("\nMore about one: kftune describe NAME")
+        print_table(columns, rows, right=("train", "test"), wrap=("options", "paper", "summary", "shows"))
+    if kind == "figures":
+        say("\nOne alone: kftune figure NAME --out FILE")
+    elif kind != "panels":
+        say("\nMore about one: kftune describe NAME")
 
 
 def _entries(kind: Kind) -> list[dict[str, Any]]:
@@ -64,6 +68,10 @@ def _entries(kind: Kind) -> list[dict[str, Any]]:
             }
             for entry in PROBLEMS
         ]
+    if kind == "panels":
+        return panel_entries()
+    if kind == "figures":
+        return figure_entries()
     from kftune.study.samplers import SAMPLERS
 
     return [
@@ -80,6 +88,8 @@ def _short(paper: str) -> str:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, list):
         return ", ".join(value) or "–"
     return "–" if value is None else str(value)

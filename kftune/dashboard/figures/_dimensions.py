@@ -10,7 +10,8 @@ from typing import Any
 from kftune.analysis.stored.results import StudyResults
 from kftune.analysis.tuning.box import searched_edges
 from kftune.dashboard.figures._arrays import Floats, floats
-from kftune.wording import in_figure, number
+from kftune.dashboard.figures.style import in_figure
+from kftune.wording import number
 
 __all__ = ["Scale", "scales"]
 

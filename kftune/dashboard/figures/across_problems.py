@@ -12,8 +12,9 @@ from kftune.analysis.ranking.targets import R_MAX, performance_profiles, times_t
 from kftune.analysis.stored.results import FileResults
 from kftune.analysis.tuning.spread import DimensionSpread, OptimizerSpread, optimizer_spreads
 from kftune.dashboard.figures._arrays import floats
-from kftune.dashboard.figures.style import MUTED, OptimizerStyle, axis, layout, optimizer_styles, value_axis
-from kftune.wording import in_figure, number
+from kftune.dashboard.figures._entry import FigureEntry
+from kftune.dashboard.figures.style import MUTED, OptimizerStyle, axis, in_figure, layout, optimizer_styles, value_axis
+from kftune.wording import number
 
 __all__ = ["plot_best_regions", "plot_performance_profiles", "shared_dimensions"]
 
@@ -173,3 +174,22 @@ def plot_performance_profiles(
     figure.update_xaxes(value_axis([1.0, end]) | {"range": [math.log10(1 / _MARGIN), math.log10(end)]})
     figure.add_vline(R_MAX, line={"color": MUTED, "width": 1, "dash": "dot"}, layer="below")
     return figure
+
+
+ENTRIES = (
+    FigureEntry(
+        name="best-regions",
+        scope="dimension",
+        sentence="where the best values of a hyperparameter lie on each problem",
+        place=210,
+        plot=lambda r: plot_best_regions(r.file, r.of, styles=r.styles),
+        choices=lambda r: shared_dimensions(optimizer_spreads([r.file])),
+    ),
+    FigureEntry(
+        name="performance-profiles",
+        scope="file",
+        sentence="share of the problems solved within a multiple of the fastest time",
+        place=220,
+        plot=lambda r: plot_performance_profiles(r.file, styles=r.styles),
+    ),
+)

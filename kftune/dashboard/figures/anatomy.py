@@ -10,8 +10,9 @@ import plotly.graph_objects as go
 from kftune.analysis.stored.results import FileResults, StudyResults
 from kftune.analysis.trust.health import StepAnatomy, step_anatomies
 from kftune.dashboard.figures._arrays import floats
-from kftune.dashboard.figures.style import OptimizerStyle, axis, layout, optimizer_styles, value_axis
-from kftune.wording import in_figure, number
+from kftune.dashboard.figures._entry import FigureEntry
+from kftune.dashboard.figures.style import OptimizerStyle, axis, in_figure, layout, optimizer_styles, value_axis
+from kftune.wording import number
 
 __all__ = ["PHASE_TITLES", "READINGS", "plot_reading", "plot_step_against_sgd", "plot_step_anatomy", "readings_there"]
 
@@ -214,3 +215,29 @@ def _reading(study: StudyResults, name: str) -> _Reading | None:
                 values = [float((point.readings or {})[name]) for point in points]
                 return _Reading(study, trial.trial.number, [point.train_seconds for point in points], values)
     return None
+
+
+ENTRIES = (
+    FigureEntry(
+        name="step-anatomy",
+        scope="problem",
+        sentence="where the time of an update goes",
+        place=180,
+        plot=lambda r: plot_step_anatomy(r.file, r.problem),
+    ),
+    FigureEntry(
+        name="step-against-sgd",
+        scope="problem",
+        sentence="time of an update, as a multiple of SGD's",
+        place=190,
+        plot=lambda r: plot_step_against_sgd(r.file, r.problem, styles=r.styles),
+    ),
+    FigureEntry(
+        name="reading",
+        scope="reading",
+        sentence="damping, momentum or KL-clip activity over time",
+        place=200,
+        plot=lambda r: plot_reading(r.file, r.problem, r.of, styles=r.styles),
+        choices=lambda r: readings_there(r.file, r.problem),
+    ),
+)

@@ -14,8 +14,9 @@ import plotly.graph_objects as go
 from kftune.analysis.stored.results import FileResults, StudyResults, TrialResults
 from kftune.analysis.tuning.budget import over_budget
 from kftune.dashboard.figures._arrays import floats, spread_out, wholes
-from kftune.dashboard.figures.style import OptimizerStyle, layout, optimizer_styles, value_axis
-from kftune.wording import in_figure, objective_title
+from kftune.dashboard.figures._entry import FigureEntry, Request
+from kftune.dashboard.figures.style import OptimizerStyle, in_figure, layout, optimizer_styles, value_axis
+from kftune.wording import objective_title
 
 __all__ = [
     "MOST_TRIALS",
@@ -210,3 +211,37 @@ def _figure(
     figure.update_yaxes(dict(y_axis))
     figure.update_xaxes(value_axis(point.batch for point in drawn))
     return figure
+
+
+def _at_updates(request: Request) -> go.Figure | None:
+    updates = common_updates(request.file, request.problem)
+    if not updates:
+        return None
+    return plot_loss_against_batch(
+        request.file, request.problem, batch="effective_batch_size", at_updates=updates, styles=request.styles
+    )
+
+
+ENTRIES = (
+    FigureEntry(
+        name="loss-against-batch",
+        scope="problem",
+        sentence="final loss against the effective batch size, at equal seconds",
+        place=150,
+        plot=lambda r: plot_loss_against_batch(r.file, r.problem, batch="effective_batch_size", styles=r.styles),
+    ),
+    FigureEntry(
+        name="loss-against-batch-updates",
+        scope="problem",
+        sentence="the same at equal updates",
+        place=160,
+        plot=_at_updates,
+    ),
+    FigureEntry(
+        name="inversion-share",
+        scope="problem",
+        sentence="share of the time spent inverting, against the batch size",
+        place=170,
+        plot=lambda r: plot_inversion_share(r.file, r.problem, styles=r.styles),
+    ),
+)

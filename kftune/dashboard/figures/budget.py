@@ -13,9 +13,10 @@ from kftune.analysis.stored.curves import Across
 from kftune.analysis.stored.results import FileResults
 from kftune.analysis.tuning.budget import StudyOverBudget, budget_places, over_budget, tuned_for
 from kftune.dashboard.figures._arrays import floats, wholes
+from kftune.dashboard.figures._entry import FigureEntry
 from kftune.dashboard.figures.sorted_losses import SYMBOLS, failed_at
-from kftune.dashboard.figures.style import INK, OptimizerStyle, layout, optimizer_styles, value_axis
-from kftune.wording import duration, in_figure, loss, number, objective_title
+from kftune.dashboard.figures.style import INK, OptimizerStyle, in_figure, layout, optimizer_styles, value_axis
+from kftune.wording import duration, loss, number, objective_title
 
 __all__ = ["budget_across", "place_names", "plot_best_over_budget", "slider_data", "studies_over_budget"]
 
@@ -141,3 +142,15 @@ def _study_data(file: FileResults, problem: str, over: StudyOverBudget) -> dict[
             loss(value) if trial is not None else "" for value, trial in zip(over.best_losses, over.best, strict=True)
         ],
     }
+
+
+ENTRIES = (
+    FigureEntry(
+        name="best-over-budget",
+        scope="problem",
+        sentence="lowest loss at every budget up to the study's",
+        place=70,
+        plot=lambda r: plot_best_over_budget(r.file, r.problem, at=r.at, styles=r.styles),
+        has_at=True,
+    ),
+)

@@ -11,9 +11,10 @@ import plotly.graph_objects as go
 from kftune.analysis.stored.results import StudyResults, TrialResults
 from kftune.dashboard.figures._arrays import floats, spread_out, wholes
 from kftune.dashboard.figures._dimensions import Scale, scales
+from kftune.dashboard.figures._entry import FigureEntry, Request
 from kftune.dashboard.figures.sorted_losses import SYMBOLS
-from kftune.dashboard.figures.style import INK, MUTED, RULE, SCALE, OptimizerStyle, axis, layout, value_axis
-from kftune.wording import in_figure, objective_title
+from kftune.dashboard.figures.style import INK, MUTED, RULE, SCALE, OptimizerStyle, axis, in_figure, layout, value_axis
+from kftune.wording import objective_title
 
 __all__ = ["MOST_LINES", "map_pairs", "plot_map", "plot_parallel_coordinates", "plot_slices"]
 
@@ -253,3 +254,37 @@ def _places(study: StudyResults, drawn: Sequence[_Valued], fifth: int, axes: tup
         },
         name=_FIFTHS[fifth],
     )
+
+
+def _pairs(request: Request) -> list[str]:
+    return [",".join(pair) for pair in map_pairs(request.study)]
+
+
+def _map(request: Request) -> go.Figure | None:
+    return next((plot_map(request.study, p) for p in map_pairs(request.study) if ",".join(p) == request.of), None)
+
+
+ENTRIES = (
+    FigureEntry(
+        name="slices",
+        scope="optimizer",
+        sentence="loss against each hyperparameter, with the box",
+        place=110,
+        plot=lambda r: plot_slices(r.study, r.style),
+    ),
+    FigureEntry(
+        name="parallel-coordinates",
+        scope="optimizer",
+        sentence="all trials over all hyperparameters",
+        place=120,
+        plot=lambda r: plot_parallel_coordinates(r.study),
+    ),
+    FigureEntry(
+        name="map",
+        scope="pair",
+        sentence="trials in the plane of two hyperparameters",
+        place=140,
+        plot=_map,
+        choices=_pairs,
+    ),
+)

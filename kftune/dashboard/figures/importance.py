@@ -9,8 +9,8 @@ import plotly.graph_objects as go
 
 from kftune.analysis.stored.results import StudyResults
 from kftune.analysis.tuning.importance import Importance, hyperparameter_importances
-from kftune.dashboard.figures.style import INK, OptimizerStyle, axis, layout
-from kftune.wording import in_figure
+from kftune.dashboard.figures._entry import FigureEntry
+from kftune.dashboard.figures.style import INK, OptimizerStyle, axis, in_figure, layout
 
 __all__ = ["importances", "plot_importance"]
 
@@ -75,3 +75,14 @@ def plot_importance(
             bargap=0.45,
         ),
     )
+
+
+ENTRIES = (
+    FigureEntry(
+        name="importance",
+        scope="optimizer",
+        sentence="which hyperparameters mattered (fANOVA)",
+        place=130,
+        plot=lambda r: plot_importance(r.study, r.style),
+    ),
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
@@ -11,8 +11,9 @@ import plotly.graph_objects as go
 from kftune.analysis.stored.curves import Across, Measure, RepeatedCurve, repeated_curve
 from kftune.analysis.stored.results import FileResults, TrialResults
 from kftune.dashboard.figures._arrays import floats
-from kftune.dashboard.figures.style import OptimizerStyle, layout, optimizer_styles, value_axis
-from kftune.wording import in_figure, outcome_title
+from kftune.dashboard.figures._entry import FigureEntry, Request
+from kftune.dashboard.figures.style import OptimizerStyle, in_figure, layout, optimizer_styles, value_axis
+from kftune.wording import outcome_title
 
 __all__ = ["measures", "plot_learning_curves"]
 
@@ -169,3 +170,54 @@ def _in_percent(curve: RepeatedCurve) -> RepeatedCurve:
 
 def _not_drawn(trial: TrialResults) -> tuple[str, ...]:
     return tuple(outcome_title(run.result.outcome.value) for run in trial.runs if run not in trial.successes)
+
+
+def _loss(across: Across) -> Callable[[Request], go.Figure | None]:
+    def plot(request: Request) -> go.Figure | None:
+        file, problem = request.file, request.problem
+        measure = measures(file, problem)[0]
+        return plot_learning_curves(file, problem, across=across, measure=measure, styles=request.styles)
+
+    return plot
+
+
+def _accuracy(across: Across) -> Callable[[Request], go.Figure | None]:
+    def plot(request: Request) -> go.Figure | None:
+        file, problem = request.file, request.problem
+        if "accuracy" not in measures(file, problem):
+            return None
+        return plot_learning_curves(file, problem, across=across, measure="accuracy", styles=request.styles)
+
+    return plot
+
+
+ENTRIES = (
+    FigureEntry(
+        name="loss-against-seconds",
+        scope="problem",
+        sentence="learning curves of the best configurations",
+        place=30,
+        plot=_loss("train_seconds"),
+    ),
+    FigureEntry(
+        name="loss-against-updates",
+        scope="problem",
+        sentence="the same against updates",
+        place=40,
+        plot=_loss("update"),
+    ),
+    FigureEntry(
+        name="accuracy-against-seconds",
+        scope="problem",
+        sentence="test accuracy of the best",
+        place=50,
+        plot=_accuracy("train_seconds"),
+    ),
+    FigureEntry(
+        name="accuracy-against-updates",
+        scope="problem",
+        sentence="the same against updates",
+        place=60,
+        plot=_accuracy("update"),
+    ),
+)

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from kftune.analysis.stored.results import FileResults
 from kftune.analysis.trust.health import health
 from kftune.dashboard.figures._arrays import floats, spread_out, wholes
+from kftune.dashboard.figures._entry import FigureEntry
 from kftune.dashboard.figures.style import MUTED, OptimizerStyle, label_level, layout, optimizer_styles
 from kftune.wording import time_unit
 
@@ -76,3 +77,14 @@ def plot_machine(file: FileResults, *, styles: Mapping[str, OptimizerStyle] | No
 
 def _symbol(style: OptimizerStyle, *, is_flagged: bool) -> str:
     return "x" if is_flagged else f"{style.symbol}-open"
+
+
+ENTRIES = (
+    FigureEntry(
+        name="machine",
+        scope="file",
+        sentence="how fast the machine was during every run",
+        place=230,
+        plot=lambda r: plot_machine(r.file, styles=r.styles),
+    ),
+)

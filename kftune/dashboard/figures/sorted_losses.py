@@ -12,9 +12,18 @@ from kftune.analysis.stored.curves import Across
 from kftune.analysis.stored.results import FileResults, StudyResults, TrialResults
 from kftune.analysis.tuning.budget import over_budget, tuned_for
 from kftune.dashboard.figures._arrays import floats, visible, wholes
-from kftune.dashboard.figures.style import MUTED, OptimizerStyle, label_level, layout, optimizer_styles, value_axis
+from kftune.dashboard.figures._entry import FigureEntry
+from kftune.dashboard.figures.style import (
+    MUTED,
+    OptimizerStyle,
+    in_figure,
+    label_level,
+    layout,
+    optimizer_styles,
+    value_axis,
+)
 from kftune.results import Outcome, RunResult
-from kftune.wording import duration, in_figure, objective_title
+from kftune.wording import duration, objective_title
 
 __all__ = ["SYMBOLS", "failed_at", "mark_size", "mark_untrained", "plot_sorted_losses"]
 
@@ -221,3 +230,15 @@ def _sorted_trials(study: StudyResults, stood: _Stood, worst: float) -> list[_So
 
 def _sort_key(number: int, value: float | None, failure: Outcome | None) -> tuple[bool, float, bool, int]:
     return (value is None, value if value is not None else 0.0, failure is not None, number)
+
+
+ENTRIES = (
+    FigureEntry(
+        name="sorted-losses",
+        scope="problem",
+        sentence="losses of all trials, sorted",
+        place=20,
+        plot=lambda r: plot_sorted_losses(r.file, r.problem, at=r.at, styles=r.styles),
+        has_at=True,
+    ),
+)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import plotly.graph_objects as go
-
-from kftune.wording import in_figure
 
 __all__ = [
     "DARK",
@@ -18,6 +17,7 @@ __all__ = [
     "SCALE",
     "OptimizerStyle",
     "axis",
+    "in_figure",
     "label_level",
     "layout",
     "optimizer_styles",
@@ -90,6 +90,11 @@ def optimizer_styles(names: Iterable[str]) -> dict[str, OptimizerStyle]:
         )
         for name, i in ((name, places[name]) for name in ordered)
     }
+
+
+def in_figure(text: str) -> str:
+    """Text for a figure. Plotly reads a small HTML of its own there: a name is to be shown, not to be obeyed."""
+    return html.escape(text, quote=False)
 
 
 def axis(title: str, **other: Any) -> dict[str, Any]:

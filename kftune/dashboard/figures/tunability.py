@@ -12,8 +12,9 @@ from kftune.analysis.stored.results import FileResults
 from kftune.analysis.tuning.anytime import best_so_far_curves
 from kftune.analysis.tuning.best_of_k import BestOfK, best_of_k_curves
 from kftune.dashboard.figures._arrays import floats, visible
-from kftune.dashboard.figures.style import OptimizerStyle, layout, optimizer_styles, value_axis
-from kftune.wording import in_figure, objective_title, time_unit
+from kftune.dashboard.figures._entry import FigureEntry
+from kftune.dashboard.figures.style import OptimizerStyle, in_figure, layout, optimizer_styles, value_axis
+from kftune.wording import objective_title, time_unit
 
 __all__ = ["Spent", "plot_best_of_k", "plot_best_so_far"]
 
@@ -145,3 +146,28 @@ def plot_best_so_far(
     if against == "trials" and most < 10:
         figure.update_xaxes(dtick=1)  # there is no half of a trial
     return figure
+
+
+ENTRIES = (
+    FigureEntry(
+        name="best-of-k",
+        scope="problem",
+        sentence="loss to expect from the best of k random configurations",
+        place=80,
+        plot=lambda r: plot_best_of_k(r.file, r.problem, styles=r.styles),
+    ),
+    FigureEntry(
+        name="best-so-far",
+        scope="problem",
+        sentence="best loss found against trials",
+        place=90,
+        plot=lambda r: plot_best_so_far(r.file, r.problem, against="trials", styles=r.styles),
+    ),
+    FigureEntry(
+        name="best-so-far-seconds",
+        scope="problem",
+        sentence="best loss found against all seconds spent",
+        place=100,
+        plot=lambda r: plot_best_so_far(r.file, r.problem, against="spent_seconds", styles=r.styles),
+    ),
+)

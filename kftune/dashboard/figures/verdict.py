@@ -9,8 +9,9 @@ import plotly.graph_objects as go
 
 from kftune.analysis.ranking.verdict import VerdictRow, verdicts
 from kftune.analysis.stored.results import FileResults
-from kftune.dashboard.figures.style import OptimizerStyle, axis, layout, optimizer_styles, value_axis
-from kftune.wording import in_figure, loss, objective_title
+from kftune.dashboard.figures._entry import FigureEntry
+from kftune.dashboard.figures.style import OptimizerStyle, axis, in_figure, layout, optimizer_styles, value_axis
+from kftune.wording import loss, objective_title
 
 __all__ = ["plot_verdict"]
 
@@ -105,3 +106,14 @@ def _mark(row: VerdictRow, style: OptimizerStyle, x: float, text: str, *, is_ope
         meta={"optimizer": row.optimizer, "study": row.study, "trial": row.trial, "more": text},
         showlegend=False,
     )
+
+
+ENTRIES = (
+    FigureEntry(
+        name="verdict",
+        scope="problem",
+        sentence="confirmed loss of every optimizer with its 95 % interval, and the tuned loss",
+        place=10,
+        plot=lambda r: plot_verdict(r.file, r.problem, styles=r.styles),
+    ),
+)

@@ -1,36 +1,19 @@
-"""The panels of the page, in its order. Each is a function from a :class:`Subject` to a :class:`Panel`.
-
-A new panel is one function, and one entry here.
-"""
+"""The panels of the page. Adding one is one file here with its ``ENTRIES``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from typing import Literal
 
+from kftune._registry import Registry
+from kftune.dashboard.panels._entry import PanelEntry
 from kftune.dashboard.panels._subject import Subject
-from kftune.dashboard.panels.across_problems import across_panel
-from kftune.dashboard.panels.budget import budget_panel
-from kftune.dashboard.panels.costs import anatomy_panel, batch_panel
-from kftune.dashboard.panels.health import health_panel
-from kftune.dashboard.panels.hyperparameters import hyperparameters_panel
-from kftune.dashboard.panels.losses import learning_curves_panel, sorted_losses_panel
-from kftune.dashboard.panels.tunability import tunability_panel
-from kftune.dashboard.panels.verdict import verdict_panel
-from kftune.dashboard.parts import Panel
 
-__all__ = ["FILE_PANELS", "PROBLEM_PANELS", "Subject"]
+__all__ = ["PANELS", "PanelEntry", "Subject", "panels_of"]
 
-PROBLEM_PANELS: Sequence[Callable[[Subject], Panel]] = (
-    verdict_panel,
-    sorted_losses_panel,
-    learning_curves_panel,
-    budget_panel,
-    tunability_panel,
-    hyperparameters_panel,
-    batch_panel,
-    anatomy_panel,
-)
-"""About one problem."""
+PANELS: Registry[PanelEntry] = Registry("panel", "kftune.dashboard.panels", "kftune.panels")
+"""Every panel, by its name."""
 
-FILE_PANELS: Sequence[Callable[[Subject], Panel]] = (across_panel, health_panel)
-"""About all problems of a study file."""
+
+def panels_of(scope: Literal["problem", "file"]) -> list[PanelEntry]:
+    """Those about one problem, or about a whole study file, in the order of the page."""
+    return sorted((entry for entry in PANELS if entry.scope == scope), key=lambda entry: (entry.place, entry.name))

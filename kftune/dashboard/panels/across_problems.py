@@ -9,11 +9,12 @@ from kftune.analysis.ranking.targets import PerformanceProfile, performance_prof
 from kftune.analysis.ranking.transfer import Transfer, transfers
 from kftune.analysis.tuning.spread import ANYWHERE, OptimizerSpread, optimizer_spreads
 from kftune.dashboard.figures.across_problems import plot_best_regions, plot_performance_profiles, shared_dimensions
+from kftune.dashboard.panels._entry import PanelEntry
 from kftune.dashboard.panels._subject import Subject
-from kftune.dashboard.parts import Cell, Figure, Missing, Panel, Part, Plots, Table, plots
+from kftune.dashboard.parts import DASH, Cell, Figure, Missing, Panel, Part, Plots, Table, name_of, plots
 from kftune.wording import loss, number, percent
 
-__all__ = ["across_panel"]
+__all__ = ["ENTRIES"]
 
 _PROFILES = (
     "problems on which an optimizer's best configuration reaches the target, the upper median of the optimizers' "
@@ -69,7 +70,7 @@ def _spread_table(spreads: list[OptimizerSpread], names: list[str], problems: tu
         by_name = {dimension.sampled_name: dimension.spread for dimension in spread.dimensions}
         rows.append(
             [
-                Cell(spread.optimizer, "text", optimizer=spread.optimizer),
+                name_of(spread.optimizer),
                 _number(spread.spread, "main"),
                 *(_number(by_name.get(name, math.nan), "number") for name in names),
             ]
@@ -81,7 +82,7 @@ def _spread_table(spreads: list[OptimizerSpread], names: list[str], problems: tu
 def _scores(profiles: Sequence[PerformanceProfile], n_problems: int) -> list[Part]:
     rows = [
         [
-            Cell(profile.optimizer, "text", optimizer=profile.optimizer),
+            name_of(profile.optimizer),
             Cell(number(profile.score, 2), "main"),
             Cell(f"{sum(ratio < math.inf for ratio in profile.ratios)} of {n_problems}"),
         ]
@@ -91,7 +92,7 @@ def _scores(profiles: Sequence[PerformanceProfile], n_problems: int) -> list[Par
 
 
 def _number(value: float, kind: str) -> Cell:
-    return Cell("–", "none") if math.isnan(value) else Cell(number(value, 2), kind)
+    return DASH if math.isnan(value) else Cell(number(value, 2), kind)
 
 
 def _transfer_part(found: list[Transfer]) -> Part:
@@ -112,14 +113,25 @@ def _transfer_part(found: list[Transfer]) -> Part:
     ]
     rows = [
         [
-            Cell(t.optimizer, "text", optimizer=t.optimizer),
+            name_of(t.optimizer),
             Cell(t.source, "text"),
             Cell(t.target, "text"),
             Cell("not evaluated", "none") if t.loss is None else Cell(loss(t.loss), "main"),
-            Cell("–", "none") if t.own_best is None else Cell(loss(t.own_best)),
-            Cell("–", "none") if t.regret is None else Cell(percent(t.regret)),
-            Cell("–", "none") if t.rank_there is None else Cell(f"{t.rank_there} of {t.n_there}"),
+            DASH if t.own_best is None else Cell(loss(t.own_best)),
+            DASH if t.regret is None else Cell(percent(t.regret)),
+            DASH if t.rank_there is None else Cell(f"{t.rank_there} of {t.n_there}"),
         ]
         for t in found
     ]
     return Table(header, rows, caption="Transfer", note="the best configuration of one problem on another")
+
+
+ENTRIES = (
+    PanelEntry(
+        name="across-problems",
+        summary="whether what is best on one problem is best on others",
+        scope="file",
+        place=10,
+        make=across_panel,
+    ),
+)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from kftune.dashboard.figures.budget import place_names, plot_best_over_budget, slider_data, studies_over_budget
 from kftune.dashboard.figures.sorted_losses import plot_sorted_losses
+from kftune.dashboard.panels._entry import PanelEntry
 from kftune.dashboard.panels._subject import Subject, nothing_yet
 from kftune.dashboard.parts import Figure, Missing, Panel, Part, Slider
 
-__all__ = ["budget_panel"]
+__all__ = ["ENTRIES"]
 
 
 def budget_panel(subject: Subject) -> Panel:
@@ -38,3 +39,14 @@ def _slider(subject: Subject) -> Part:
         if beside is None
         else Figure(beside, f"lowest {subject.what} of every optimizer against the budget"),
     )
+
+
+ENTRIES = (
+    PanelEntry(
+        name="budget",
+        summary="what a smaller budget would have shown",
+        scope="problem",
+        place=40,
+        make=budget_panel,
+    ),
+)

@@ -11,11 +11,12 @@ from kftune.dashboard.figures.batch_size import (
     plot_inversion_share,
     plot_loss_against_batch,
 )
+from kftune.dashboard.panels._entry import PanelEntry
 from kftune.dashboard.panels._subject import Subject, nothing_yet
-from kftune.dashboard.parts import Cell, Figure, Missing, Panel, Part, Plots, Table, plots
+from kftune.dashboard.parts import DASH, Cell, Figure, Missing, Panel, Part, Plots, Table, name_of, plots
 from kftune.wording import number, percent
 
-__all__ = ["anatomy_panel", "batch_panel"]
+__all__ = ["ENTRIES"]
 
 
 def batch_panel(subject: Subject) -> Panel:
@@ -102,9 +103,9 @@ def _table(subject: Subject) -> Table:
     ]
     rows = [
         [
-            Cell(anatomy.optimizer, "text", optimizer=anatomy.optimizer),
+            name_of(anatomy.optimizer),
             Cell(number(1000 * anatomy.seconds_per_update, 3), "main"),
-            Cell("–", "none") if anatomy.against_sgd is None else Cell(number(anatomy.against_sgd, 3)),
+            DASH if anatomy.against_sgd is None else Cell(number(anatomy.against_sgd, 3)),
             Cell(f"{anatomy.examples_per_update:.0f}"),
             *(_share(anatomy.phase_shares.get(phase, 0.0)) for phase in ("statistics", "inversion", "preconditioning")),
             Cell(str(anatomy.n_runs)),
@@ -116,3 +117,21 @@ def _table(subject: Subject) -> Table:
 
 def _share(share: float) -> Cell:
     return Cell(percent(share), "number" if share > 0 else "none")
+
+
+ENTRIES = (
+    PanelEntry(
+        name="batch-size",
+        summary="what a larger batch costs and brings",
+        scope="problem",
+        place=70,
+        make=batch_panel,
+    ),
+    PanelEntry(
+        name="anatomy",
+        summary="where the time of an update goes",
+        scope="problem",
+        place=80,
+        make=anatomy_panel,
+    ),
+)

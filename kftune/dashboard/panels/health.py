@@ -12,13 +12,14 @@ from kftune.analysis.stored.results import FileResults
 from kftune.analysis.trust.health import Health, MachineReading, health
 from kftune.dashboard.figures.machine import plot_machine
 from kftune.dashboard.header import make_header
+from kftune.dashboard.panels._entry import PanelEntry
 from kftune.dashboard.panels._subject import Subject
-from kftune.dashboard.parts import Bar, Cell, Missing, Panel, Part, Source, Table, plots
+from kftune.dashboard.parts import DASH, Bar, Cell, Missing, Panel, Part, Source, Table, name_of, plots
 from kftune.results import Outcome
 from kftune.storage.records import Purpose
 from kftune.wording import clock_time, duration, number, outcome_title
 
-__all__ = ["health_panel"]
+__all__ = ["ENTRIES"]
 
 _MOST_FLAGGED, _MOST_MESSAGES, _MESSAGE_LENGTH = 30, 20, 300
 
@@ -80,7 +81,7 @@ def _outcomes(file: FileResults, found: Health) -> Table:
         rows.append(
             [
                 Cell(record.problem, "text"),
-                Cell(record.optimizer, "text", optimizer=record.optimizer),
+                name_of(record.optimizer),
                 Cell(f"{len(study.finished)} of {record.n_trials}"),
                 *(_count(count[outcome]) for outcome in shown),
                 _count(sum(its.confirm_outcomes.values())),
@@ -105,7 +106,7 @@ def _confirming_outcomes(found: Health) -> list[Table]:
     rows = [
         [
             Cell(study.problem, "text"),
-            Cell(study.optimizer, "text", optimizer=study.optimizer),
+            name_of(study.optimizer),
             *(_count(study.confirm_outcomes.get(name, 0)) for name in shown),
         ]
         for study in found.studies
@@ -120,17 +121,17 @@ def _count(n: int) -> Cell:
 
 def _overshoot(mean: float | None, largest: float | None) -> Cell:
     if mean is None or largest is None:
-        return Cell("–", "none")
+        return DASH
     return Cell(f"{number(1000 * mean, 2)}, at most {number(1000 * largest, 2)}")
 
 
 def _rate(updates: int, seconds: float) -> Cell:
-    return Cell(number(updates / seconds, 3)) if seconds > 0 else Cell("–", "none")
+    return Cell(number(updates / seconds, 3)) if seconds > 0 else DASH
 
 
 def _memory(peaks: Sequence[int | None]) -> Cell:
     known = [peak for peak in peaks if peak is not None]
-    return Cell(f"{number(max(known) / 2**20, 3)} MiB") if known else Cell("–", "none")
+    return Cell(f"{number(max(known) / 2**20, 3)} MiB") if known else DASH
 
 
 def _flagged(readings: Sequence[MachineReading]) -> Table:
@@ -225,3 +226,14 @@ def _sessions(file: FileResults) -> Part:
         for session in file.sessions
     ]
     return Table(header, rows, caption="Sessions")
+
+
+ENTRIES = (
+    PanelEntry(
+        name="health",
+        summary="whether to trust the numbers",
+        scope="file",
+        place=20,
+        make=health_panel,
+    ),
+)

@@ -15,11 +15,12 @@ from kftune.dashboard.figures.hyperparameters import (
     plot_slices,
 )
 from kftune.dashboard.figures.importance import importances, plot_importance
+from kftune.dashboard.panels._entry import PanelEntry
 from kftune.dashboard.panels._subject import TOP, Subject, nothing_yet
-from kftune.dashboard.parts import Cell, Choice, Chooser, Figure, Missing, Panel, Part, Plots, Table
+from kftune.dashboard.parts import DASH, Cell, Choice, Chooser, Figure, Missing, Panel, Part, Plots, Table
 from kftune.wording import loss, number, outcome_title
 
-__all__ = ["hyperparameters_panel"]
+__all__ = ["ENTRIES"]
 
 
 def hyperparameters_panel(subject: Subject) -> Panel:
@@ -89,7 +90,7 @@ def _best_note(best: StudyBest) -> str:
 def _best_row(best: BestConfiguration, searched: Sequence[str]) -> list[Cell]:
     values = best.run_values
     spread = f"{loss(min(values))} to {loss(max(values))}" if len(values) > 1 else "–"
-    params = [Cell(number(best.params[name])) if name in best.params else Cell("–", "none") for name in searched]
+    params = [Cell(number(best.params[name])) if name in best.params else DASH for name in searched]
     return [
         Cell(str(best.rank)),
         Cell(loss(best.value), "main"),
@@ -126,3 +127,14 @@ def _edges_table(edges: Sequence[HuggedEdge]) -> Table:
     return Table(
         header, rows, caption="Provisional: the best trials hug an edge of the box", note="`--widen` goes on with it"
     )
+
+
+ENTRIES = (
+    PanelEntry(
+        name="hyperparameters",
+        summary="the best configurations, and what each hyperparameter does",
+        scope="problem",
+        place=60,
+        make=hyperparameters_panel,
+    ),
+)

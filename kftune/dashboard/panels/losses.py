@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from kftune.analysis.stored.curves import Across
 from kftune.dashboard.figures import plot_learning_curves, plot_sorted_losses
 from kftune.dashboard.figures.learning_curves import measures
+from kftune.dashboard.panels._entry import PanelEntry
 from kftune.dashboard.panels._subject import TOP, Subject, nothing_yet
 from kftune.dashboard.parts import Panel, plots
 
-__all__ = ["learning_curves_panel", "sorted_losses_panel"]
+__all__ = ["ENTRIES"]
 
 _FEW = 6
 _TITLES: Mapping[Across, str] = {"train_seconds": "against training time", "update": "against updates"}
@@ -61,3 +62,21 @@ def learning_curves_panel(subject: Subject) -> Panel:
         ),
         parts=[plots(drawn, missing=nothing_yet(subject))],
     )
+
+
+ENTRIES = (
+    PanelEntry(
+        name="sorted-losses",
+        summary="the losses of all trials, sorted",
+        scope="problem",
+        place=20,
+        make=sorted_losses_panel,
+    ),
+    PanelEntry(
+        name="learning-curves",
+        summary="the best configurations against seconds and updates",
+        scope="problem",
+        place=30,
+        make=learning_curves_panel,
+    ),
+)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from kftune.dashboard.figures.tunability import plot_best_of_k, plot_best_so_far
+from kftune.dashboard.panels._entry import PanelEntry
 from kftune.dashboard.panels._subject import Subject, nothing_yet
 from kftune.dashboard.parts import Panel, Part, plots
 
-__all__ = ["tunability_panel"]
+__all__ = ["ENTRIES"]
 
 
 def tunability_panel(subject: Subject) -> Panel:
@@ -37,3 +38,14 @@ def tunability_panel(subject: Subject) -> Panel:
         "search really found, which guided trials may have improved.",
         parts=parts,
     )
+
+
+ENTRIES = (
+    PanelEntry(
+        name="tunability",
+        summary="how much tuning an optimizer needs",
+        scope="problem",
+        place=50,
+        make=tunability_panel,
+    ),
+)

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from kftune.analysis.ranking.targets import times_to_target
 from kftune.analysis.ranking.verdict import ProblemVerdict, VerdictRow, verdicts
 from kftune.dashboard.figures.verdict import plot_verdict
+from kftune.dashboard.panels._entry import PanelEntry
 from kftune.dashboard.panels._subject import Subject, nothing_yet
-from kftune.dashboard.parts import Cell, Missing, Panel, Part, Table, plots
+from kftune.dashboard.parts import DASH, Cell, Missing, Panel, Part, Table, name_of, plots
 from kftune.wording import loss, number, outcome_title, percent
 
-__all__ = ["verdict_panel"]
+__all__ = ["ENTRIES"]
 
-_DASH = Cell("–", "none")
 _CONFIRM = "`kftune confirm` trains the best of every optimizer again on fresh seeds"
 
 
@@ -81,13 +81,13 @@ def _row(row: VerdictRow, times: Mapping[str, tuple[float, float]], *, show_conf
     failed = [*_failed(row.outcomes, ""), *_failed(row.confirm_outcomes, " in confirming runs")]
     has_result = row.trial is not None
     return [
-        _DASH if row.rank is None else Cell(str(row.rank)),
-        Cell(row.optimizer, "text", optimizer=row.optimizer),
+        DASH if row.rank is None else Cell(str(row.rank)),
+        name_of(row.optimizer),
         *(_confirmed(row) if show_confirmed else ()),
-        _DASH if row.tuned is None else Cell(loss(row.tuned), "number" if row.is_confirmed else "main"),
-        Cell(number(row.train_seconds)) if has_result else _DASH,
-        Cell(f"{row.updates:.0f}") if has_result else _DASH,
-        _DASH if math.isnan(time) else Cell("never", "none") if math.isinf(time) else Cell(number(time, 3)),
+        DASH if row.tuned is None else Cell(loss(row.tuned), "number" if row.is_confirmed else "main"),
+        Cell(number(row.train_seconds)) if has_result else DASH,
+        Cell(f"{row.updates:.0f}") if has_result else DASH,
+        DASH if math.isnan(time) else Cell("never", "none") if math.isinf(time) else Cell(number(time, 3)),
         Cell(f"{row.n_finished} of {row.n_trials}"),
         Cell(", ".join(failed) or "none", "text wrap" if failed else "none text"),
         Cell(_provisional(row) or "no", "text wrap" if row.is_provisional else "none text"),
@@ -96,8 +96,8 @@ def _row(row: VerdictRow, times: Mapping[str, tuple[float, float]], *, show_conf
 
 def _confirmed(row: VerdictRow) -> list[Cell]:
     if not row.is_confirmed:
-        return [Cell("not confirmed", "none"), _DASH, _DASH]
-    interval = _DASH if row.interval is None else Cell(f"{loss(row.interval[0])} to {loss(row.interval[1])}")
+        return [Cell("not confirmed", "none"), DASH, DASH]
+    interval = DASH if row.interval is None else Cell(f"{loss(row.interval[0])} to {loss(row.interval[1])}")
     if not row.n_uncounted:
         return [Cell(loss(row.loss), "main"), interval, Cell(str(row.n_seeds))]
     title = f"it crashed on {row.n_uncounted} more, which say nothing about it"
@@ -138,10 +138,10 @@ def _pairs(verdict: ProblemVerdict) -> list[Part]:
     header = [Cell("row beats column", "text"), *(Cell(name, optimizer=name) for name in matrix.optimizers)]
     rows = []
     for name, cells in zip(matrix.optimizers, matrix.cells, strict=True):
-        row = [Cell(name, "text", optimizer=name)]
+        row = [name_of(name)]
         for other, cell in zip(matrix.optimizers, cells, strict=True):
             if cell is None:
-                row.append(_DASH)
+                row.append(DASH)
                 continue
             pair = found.get((name, other)) or found.get((other, name))
             is_sure = pair is not None and pair.is_different
@@ -157,3 +157,14 @@ def _pairs(verdict: ProblemVerdict) -> list[Part]:
 
 def _shade(probability: float) -> float:
     return 0.45 * max(0.0, 2 * probability - 1)
+
+
+ENTRIES = (
+    PanelEntry(
+        name="verdict",
+        summary="which optimizer is best, and how sure that is",
+        scope="problem",
+        place=10,
+        make=verdict_panel,
+    ),
+)
