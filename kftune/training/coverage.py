@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
-from kftune.optim import ModelOptimizer
+from kftune.errors import UsageError
+from kftune.optim import ModelOptimizer, OptimizerEntry
+from kftune.problems import ProblemEntry
 
-__all__ = ["TreatedParameter", "parameters_by_treatment", "treated_parameters"]
+__all__ = ["TreatedParameter", "parameters_by_treatment", "treated_parameters", "would_treat"]
 
 _NOT_SAID = "not said"
 
@@ -46,3 +52,27 @@ def parameters_by_treatment(model: nn.Module, optimizer: ModelOptimizer) -> dict
     for parameter in treated_parameters(model, optimizer):
         counts[parameter.treatment] += parameter.n
     return dict(counts)
+
+
+def would_treat(
+    optimizer: OptimizerEntry, problem: ProblemEntry, *, params: Mapping[str, Any], data_dir: Path
+) -> list[TreatedParameter]:
+    """What an optimizer would do to each parameter of a problem's model; nothing is trained.
+
+    Args:
+        optimizer: its hyperparameters are those of its ``example``, and its defaults.
+        problem: with its own arguments at their defaults; loaded onto the CPU.
+        params: hyperparameters in place of the example's.
+        data_dir: where dataset files are.
+
+    Raises:
+        UsageError: the optimizer cannot be used on this model, or the problem cannot be loaded.
+        DataMissingError: its data are not in ``data_dir``.
+    """
+    loaded = problem.load(device=torch.device("cpu"), dtype=torch.float32, data_dir=data_dir)
+    model = loaded.make_model()
+    try:
+        built = optimizer.build(model, likelihood=loaded.likelihood, params=dict(optimizer.example) | dict(params))
+    except ValueError as error:
+        raise UsageError(f"{optimizer.name} cannot train {problem.name}: {error}") from error
+    return treated_parameters(model, built)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from kftune.analysis.stored.results import FileResults
@@ -92,3 +94,18 @@ def test_both_limits_of_the_machines_speed_lie_inside_of_the_figure() -> None:
 
 def test_a_long_axis_has_more_labels() -> None:
     assert (value_axis([0.2, 0.9])["dtick"], value_axis([0.2, 0.9], n_labels=8)["dtick"]) == ("L0.2", "L0.1")
+
+
+def test_the_health_panel_tells_what_was_done_to_the_parameters() -> None:
+    told = memory.run(0.5)
+    told = replace(told, result=replace(told.result, treatments={"SGD": 6, "Kronecker-factored": 94}))
+    file = memory.file(
+        memory.study([memory.trial(0, [0.5], runs=[told])], optimizer="kfac"),
+        memory.study([memory.trial(0, [0.5])], optimizer="sgd"),  # a run from before
+    )
+    (table,) = [part for part in panel_of(file, "health").parts if getattr(part, "caption", "").startswith("What was")]
+    assert isinstance(table, Table)
+    assert [[cell.text for cell in row[1:]] for row in table.rows] == [
+        ["kfac", "100", "94 % Kronecker-factored; 6.0 % SGD"],
+        ["sgd", "–", "–"],
+    ]

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kftune.cli._files import write_text
 from kftune.cli._options import AsJson
+from kftune.cli._settings import parsed
 from kftune.errors import UnknownNameError, UsageError
 from kftune.progress.output import print_json, say
 
@@ -115,7 +117,7 @@ def samplers(
     else:
         print_benchmark(result)
     if out is not None:
-        _write(out, markdown(result, command))
+        write_text(out, markdown(result, command))
         if not as_json:
             say(f"\nwrote {out}", whole=True)
     return 0
@@ -138,21 +140,17 @@ def _names(text: str) -> list[str]:
 
 
 def _contestant(text: str) -> Contestant:
-    import yaml
-
     from kftune.study.benchmarking.benchmark import Contestant
     from kftune.study.samplers import SAMPLERS
 
     name, _, settings = text.partition(":")
-    entry, options = SAMPLERS.get(name), {}
+    entry = SAMPLERS.get(name)
+    options: dict[str, Any] = {}
     for setting in filter(None, settings.split(",")):
         key, equals, value = (part.strip() for part in setting.partition("="))
         if not equals:
             raise UsageError(f"--samplers: must look like name:option=value, got {text!r}")
-        try:
-            options[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UsageError(f"--samplers: {value!r} is not a value that YAML knows") from None
+        options[key] = parsed(value, "--samplers")
     entry.resolve_options(options)
     return Contestant(text.replace(":", " "), name, options)
 
@@ -207,10 +205,3 @@ def _command(*values: Any) -> str:
     for option, value, default in zip(options, values, defaults, strict=True):
         words += [] if value == default else [option, str(value)]
     return shlex.join(words)
-
-
-def _write(out: Path, text: str) -> None:
-    try:
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{out} cannot be written: {error.strerror}") from None

@@ -5,13 +5,16 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kftune.cli._options import AsJson
-from kftune.errors import UnknownNameError
+from kftune.cli._options import AsJson, DataDir
+from kftune.cli._settings import hyperparameter
+from kftune.cli.rendering.coverage import coverage, print_coverage
+from kftune.errors import UnknownNameError, UsageError
 from kftune.progress.output import print_json, print_table, say
 from kftune.space import Categorical, Dimension, Float
 from kftune.wording import number
@@ -40,29 +43,63 @@ def describe(
             metavar="NAME", help="Of an optimizer, a problem or a sampler; or package.module:attribute of your own."
         ),
     ],
+    *,
+    problem: Annotated[
+        str | None,
+        typer.Option("--problem", metavar="NAME", help="What an optimizer does to every parameter of this problem."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="With --problem: a hyperparameter. May be repeated."),
+    ] = None,
+    data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Show an optimizer's parameters and search space, a problem's data, or a sampler's options."""
+    if problem is None and settings:
+        raise UsageError("--set: is for hyperparameters on a problem, which --problem names")
+    described = _described(name) if problem is None else _coverage(name, problem, settings or [], data_dir)
+    if as_json:
+        print_json(described)
+    else:
+        _PRINTERS[described["kind"]](described)
+
+
+def _described(name: str) -> dict[str, Any]:
     from kftune._targets import is_target
     from kftune.optim import OPTIMIZERS
     from kftune.problems import PROBLEMS
     from kftune.study.samplers import SAMPLERS
 
     if is_target(name):
-        described = _target(name)
-    elif name in OPTIMIZERS:
-        described = _optimizer(OPTIMIZERS.get(name))
-    elif name in PROBLEMS:
-        described = _problem(PROBLEMS.get(name))
-    elif name in SAMPLERS:
-        described = _sampler(SAMPLERS.get(name))
-    else:
-        names = (*OPTIMIZERS.names(), *PROBLEMS.names(), *SAMPLERS.names())
-        raise UnknownNameError("optimizer, problem or sampler", name, names)
-    if as_json:
-        print_json(described)
-    else:
-        _PRINTERS[described["kind"]](described)
+        return _target(name)
+    if name in OPTIMIZERS:
+        return _optimizer(OPTIMIZERS.get(name))
+    if name in PROBLEMS:
+        return _problem(PROBLEMS.get(name))
+    if name in SAMPLERS:
+        return _sampler(SAMPLERS.get(name))
+    names = (*OPTIMIZERS.names(), *PROBLEMS.names(), *SAMPLERS.names())
+    raise UnknownNameError("optimizer, problem or sampler", name, names)
+
+
+def _coverage(name: str, problem: str, settings: Sequence[str], data_dir: Path | None) -> dict[str, Any]:
+    """What an optimizer would do to every parameter of a problem's model."""
+    from kftune._targets import importable_from
+    from kftune.optim import OPTIMIZERS
+    from kftune.problems import PROBLEMS, default_data_dir
+    from kftune.training.coverage import would_treat
+
+    with importable_from(Path.cwd()):
+        optimizer, trained = OPTIMIZERS.get(name), PROBLEMS.get(problem)
+        params: dict[str, Any] = {}
+        for setting in settings:
+            key, equals, value = (part.strip() for part in setting.partition("="))
+            if not equals:
+                raise UsageError(f"--set: must look like key=value, got {setting!r}")
+            params[key] = hyperparameter(optimizer, key, value, "--set")
+        found = would_treat(optimizer, trained, params=params, data_dir=data_dir or default_data_dir())
+    return coverage(optimizer.name, trained.name, params, found)
 
 
 def _target(target: str) -> dict[str, Any]:
@@ -195,7 +232,12 @@ def _print_options(what: str, options: dict[str, Any]) -> None:
     say(f"{what} and their defaults: {shown}" if shown else f"{what}: none")
 
 
-_PRINTERS = {"optimizer": _print_optimizer, "problem": _print_problem, "sampler": _print_sampler}
+_PRINTERS = {
+    "optimizer": _print_optimizer,
+    "problem": _print_problem,
+    "sampler": _print_sampler,
+    "coverage": print_coverage,
+}
 
 
 def _arguments(docstring: str) -> dict[str, str]:

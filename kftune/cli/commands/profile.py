@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kftune.cli._files import write_text
 from kftune.cli._options import AsJson, DataDir
+from kftune.cli._settings import hyperparameter, parsed
 from kftune.errors import UnknownNameError, UsageError, suggestion
 from kftune.progress.output import print_json, say
 
 if TYPE_CHECKING:
-    from kftune.optim import OptimizerEntry
     from kftune.problems import ProblemEntry
     from kftune.training.profile import Contestant
 
@@ -112,7 +113,7 @@ def profile(
     else:
         print_profile(measured)
     if out is not None:
-        _write(out, markdown(measured, command))
+        write_text(out, markdown(measured, command))
         if not as_json:
             say(f"\nwrote {out}", whole=True)
     return 0
@@ -157,7 +158,7 @@ def _variant(text: str) -> Contestant:
         key, equals, value = (part.strip() for part in setting.partition("="))
         if not equals:
             raise UsageError(f"--variant: must look like name:key=value,key=value, got {text!r}")
-        params[key] = _hyperparameter(entry, key, value, "--variant")
+        params[key] = hyperparameter(entry, key, value, "--variant")
     return Contestant(label=text, optimizer=name, params=params)
 
 
@@ -177,36 +178,14 @@ def _with_settings(
         if not equals or not dot:
             raise UsageError(f"--set: must look like name.key=value, got {setting!r}")
         if name in params:
-            params[name][key] = _hyperparameter(OPTIMIZERS.get(name), key, value, "--set")
+            params[name][key] = hyperparameter(OPTIMIZERS.get(name), key, value, "--set")
         elif name == problem:
             if key not in entry.args:
                 raise UsageError(f"--set: problem {problem} has no argument {key!r}{suggestion(key, entry.args)}")
-            args[key] = _parsed(value, "--set")
+            args[key] = parsed(value, "--set")
         else:
             raise UnknownNameError("name in --set", name, (*params, problem))
     return [replace(c, params=params[c.optimizer] | dict(c.params)) for c in contestants], args
-
-
-def _hyperparameter(entry: OptimizerEntry, key: str, text: str, source: str) -> Any:
-    """The value of one hyperparameter, checked as in a study file."""
-    from kftune.study.config import hyperparameters
-
-    known = {name: p for name, p in hyperparameters(entry).items() if not name.endswith("batch_size")}
-    if key not in known:
-        raise UsageError(f"{source}: {entry.name} has no hyperparameter {key!r}{suggestion(key, known)}")
-    try:
-        return known[key].check(_parsed(text, source))
-    except ValueError as error:
-        raise UsageError(f"{source}: {entry.name}.{key}: {error}") from None
-
-
-def _parsed(text: str, source: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UsageError(f"{source}: {text!r} is not a value that YAML knows") from None
 
 
 def _device(name: str) -> str:
@@ -239,12 +218,5 @@ def _make_place(out: Path) -> None:
         raise UsageError(f"{out} cannot be written: Is a directory")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{out} cannot be written: {error.strerror}") from None
-
-
-def _write(out: Path, text: str) -> None:
-    try:
-        out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{out} cannot be written: {error.strerror}") from None

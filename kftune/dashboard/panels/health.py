@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import yaml
 
 from kftune.analysis.stored.results import FileResults
+from kftune.analysis.trust.coverage import StudyCoverage, study_coverages
 from kftune.analysis.trust.health import Health, MachineReading, health
 from kftune.dashboard.figures.machine import plot_machine
 from kftune.dashboard.header import make_header
@@ -17,7 +18,7 @@ from kftune.dashboard.panels._subject import Subject
 from kftune.dashboard.parts import DASH, Bar, Cell, Missing, Panel, Part, Source, Table, name_of, plots
 from kftune.results import Outcome
 from kftune.storage.records import Purpose
-from kftune.wording import clock_time, duration, number, outcome_title
+from kftune.wording import clock_time, duration, number, outcome_title, percent
 
 __all__ = ["ENTRIES"]
 
@@ -46,6 +47,7 @@ def health_panel(subject: Subject) -> Panel:
     messages = _messages(file)
     if messages is not None:
         parts.append(messages)
+    parts.append(_coverage(study_coverages(file)))
     parts.append(_sessions(file))
     text = yaml.safe_dump(dict(file.config), sort_keys=False, allow_unicode=True, width=100)
     parts.append(Source("The study file, with every default", text))
@@ -192,6 +194,31 @@ def _messages(file: FileResults) -> Table | None:
     ]
     more = f"the {len(rows)} most frequent of {len(said)} messages" if len(said) > len(rows) else ""
     return Table(header, rows, caption="What failed runs said", note=more)
+
+
+def _coverage(found: Sequence[StudyCoverage]) -> Table:
+    """How much of each network had the method's own rule, and how much what the method does to the rest."""
+    header = [
+        Cell("problem", "text"),
+        Cell("optimizer", "text"),
+        Cell("parameters"),
+        Cell("share of them, by what the optimizer did to them", "text"),
+    ]
+    rows = [
+        [
+            Cell(study.problem, "text"),
+            name_of(study.optimizer),
+            DASH if study.n_parameters is None else Cell(str(study.n_parameters)),
+            DASH if not study.shares else Cell(_shares(study), "text wrap"),
+        ]
+        for study in found
+    ]
+    differs = "mean over the runs, where it was not the same in all" if any(study.differs for study in found) else ""
+    return Table(header, rows, caption="What was done to the parameters", note=differs)
+
+
+def _shares(study: StudyCoverage) -> str:
+    return "; ".join(f"{percent(share)} {treatment}" for treatment, share in study.shares.items())
 
 
 def _without_directories(command: str) -> str:
