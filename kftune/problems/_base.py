@@ -47,7 +47,16 @@ class Problem:
 ProblemLoader: TypeAlias = Callable[..., Problem]
 """Loads a problem onto a device: ``load(device=torch.device, dtype=torch.dtype, data_dir=Path, **args)``, where
 ``args`` are the problem's own (see :attr:`ProblemEntry.args`). Raises DataMissingError if its files are not in
-``data_dir``, and UsageError if a file is corrupt or an argument's value is not allowed."""
+``data_dir``, and UsageError if a file is corrupt or an argument's value is not allowed.
+
+Two calls with the same arguments give equal examples in the same order, in this process or another: every run loads its
+problem anew, and all runs are compared. Examples come shuffled or in a class-balanced order, since the train loss is
+measured on the first of them. Inputs that are floating-point numbers have the ``dtype`` asked for."""
+
+Inputs: TypeAlias = Literal["unit_interval", "standardised", "any"]
+"""What the inputs of both splits look like: their least is 0 and their largest 1; their mean is 0 and their standard
+deviation 1 (to 0.01); or nothing is said. kftune needs none of it, but learning rates and damping are searched in boxes
+that suit the first two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +73,9 @@ class ProblemEntry:
         args: argument name → default, for ``problems: [{name: …, args: {…}}]``.
         dataset: name for ``kftune data fetch``; None if the data come with an installed package.
         has_accuracy: whether its problems have an accuracy (then ``objective: test_error`` makes sense).
+        inputs: see :data:`Inputs`; the shared tests check what is claimed here.
+        keeps_tensors: whether a second call of ``load`` with the same arguments gives the tensors of the first, not
+            equal ones: a worker that makes many runs then holds its data once, and does not read them again.
     """
 
     name: str
@@ -75,3 +87,5 @@ class ProblemEntry:
     args: Mapping[str, Any] = field(default_factory=dict)
     dataset: str | None = None
     has_accuracy: bool = False
+    inputs: Inputs = "any"
+    keeps_tensors: bool = False

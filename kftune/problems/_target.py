@@ -13,7 +13,7 @@ import torch
 from kftune._targets import load_target, target_name, user_error
 from kftune.errors import UsageError
 from kftune.problems._base import Problem, ProblemEntry, ProblemLoader
-from kftune.problems._data import default_data_dir
+from kftune.problems.data.directory import default_data_dir
 
 _GIVEN = ("device", "dtype", "data_dir")
 _KINDS = "a kftune.problems.ProblemEntry, or a function load(*, device, dtype, data_dir, …) that returns a Problem"

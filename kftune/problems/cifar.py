@@ -14,8 +14,10 @@ from torch.nn.functional import cross_entropy
 
 from kftune.errors import UsageError
 from kftune.problems._base import Problem, ProblemEntry, Split
-from kftune.problems._data import DATASETS, locate
-from kftune.problems.networks.fully_connected import check_count, share_correct
+from kftune.problems._checks import check_count
+from kftune.problems._examples import share_correct
+from kftune.problems.data.datasets import DATASETS
+from kftune.problems.data.directory import locate
 from kftune.problems.networks.residual import ResidualNetwork
 from kftune.problems.readers.cifar import N_RECORDS, SHAPE, read_batches
 
@@ -121,5 +123,7 @@ ENTRIES = (
         args={"depth": _DEPTH, "width": _WIDTH},
         dataset="cifar10",
         has_accuracy=True,
+        inputs="standardised",
+        keeps_tensors=True,
     ),
 )

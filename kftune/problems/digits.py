@@ -16,7 +16,9 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from kftune.errors import DataMissingError, UsageError
 from kftune.problems._base import Problem, ProblemEntry, Split
-from kftune.problems.networks.fully_connected import check_bool, check_count, fully_connected, share_correct, to_device
+from kftune.problems._checks import check_bool, check_count
+from kftune.problems._examples import share_correct, to_device
+from kftune.problems.networks.fully_connected import fully_connected
 from kftune.problems.networks.residual import ResidualNetwork
 from kftune.problems.networks.transformer import Transformer
 
@@ -183,6 +185,8 @@ ENTRIES = (
         n_train=_N_TRAIN,
         n_test=_N_TEST,
         args={"bias": True},
+        inputs="unit_interval",
+        keeps_tensors=True,
     ),
     ProblemEntry(
         name="digits_mlp",
@@ -193,6 +197,8 @@ ENTRIES = (
         n_test=_N_TEST,
         args={"bias": True},
         has_accuracy=True,
+        inputs="unit_interval",
+        keeps_tensors=True,
     ),
     ProblemEntry(
         name="digits_resnet",
@@ -203,6 +209,8 @@ ENTRIES = (
         n_test=_N_TEST,
         args={"width": _RESNET_WIDTH},
         has_accuracy=True,
+        inputs="unit_interval",
+        keeps_tensors=True,
     ),
     ProblemEntry(
         name="digits_transformer",
@@ -213,5 +221,7 @@ ENTRIES = (
         n_test=_N_TEST,
         args={"width": _TRANSFORMER_WIDTH},
         has_accuracy=True,
+        inputs="unit_interval",
+        keeps_tensors=True,
     ),
 )

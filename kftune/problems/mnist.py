@@ -11,8 +11,11 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from kftune.errors import UsageError
 from kftune.problems._base import Problem, ProblemEntry, ProblemLoader, Split
-from kftune.problems._data import DATASETS, locate
-from kftune.problems.networks.fully_connected import check_bool, fully_connected, share_correct, to_device
+from kftune.problems._checks import check_bool
+from kftune.problems._examples import share_correct, to_device
+from kftune.problems.data.datasets import DATASETS
+from kftune.problems.data.directory import locate
+from kftune.problems.networks.fully_connected import fully_connected
 from kftune.problems.readers.idx import read_idx
 
 _N_TRAIN, _N_TEST = 60_000, 10_000
@@ -114,6 +117,8 @@ def _entry(name: str, load: ProblemLoader, summary: str, dataset: str) -> Proble
         args={"bias": True},
         dataset=dataset,
         has_accuracy=name.endswith("_mlp"),
+        inputs="unit_interval",
+        keeps_tensors=True,
     )
 
 

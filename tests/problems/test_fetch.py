@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-import kftune.problems._data as data
 from kftune.errors import DataMissingError, UnknownNameError
 from kftune.problems import DATASETS, Dataset, DatasetStatus, default_data_dir, fetch, list_datasets
+from kftune.problems.data.datasets import DataFile
+from kftune.problems.data.directory import locate
 
 CONTENTS = {"a.gz": b"first file" * 1000, "b.gz": b"second file" * 1000}
 
@@ -25,7 +26,7 @@ CONTENTS = {"a.gz": b"first file" * 1000, "b.gz": b"second file" * 1000}
 @pytest.fixture(autouse=True)
 def toy(monkeypatch: pytest.MonkeyPatch) -> Dataset:
     """A dataset of two small files beside the real ones; no test here goes to the internet."""
-    files = tuple(data.DataFile(name, hashlib.md5(content).hexdigest()) for name, content in CONTENTS.items())
+    files = tuple(DataFile(name, hashlib.md5(content).hexdigest()) for name, content in CONTENTS.items())
     toy = Dataset(name="toy", summary="two files", source="made up", files=files, urls=("http://127.0.0.1:9/x/",))
     monkeypatch.setitem(DATASETS, "toy", toy)
     monkeypatch.delenv("KFTUNE_DATA_URL_TOY", raising=False)
@@ -128,27 +129,27 @@ def test_an_archive_has_a_checksum_of_its_own_and_what_is_unpacked_is_not_truste
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = gzip.compress(b"not a real archive")
-    file = data.DataFile("a.tar.gz", hashlib.md5(packed).hexdigest(), members=("a/1.bin", "a/2.bin"))
+    file = DataFile("a.tar.gz", hashlib.md5(packed).hexdigest(), members=("a/1.bin", "a/2.bin"))
     monkeypatch.setitem(DATASETS, "toy", Dataset(**(vars(DATASETS["toy"]) | {"files": (file,)})))
     for member in file.members:
         (tmp_path / "toy" / member).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "toy" / member).write_bytes(b"anything")
     status = {each.name: each for each in list_datasets(tmp_path)}["toy"]
     assert (status.present, status.size_bytes) == (True, 16)
-    assert data.locate(DATASETS["toy"], tmp_path) == (tmp_path / "toy",)
+    assert locate(DATASETS["toy"], tmp_path) == (tmp_path / "toy",)
 
     server.files["a.tar.gz"] = gzip.compress(b"not a real archive", compresslevel=1, mtime=12345)
     with pytest.raises(DataMissingError, match=r"checksum of the file is [0-9a-f]{32}, expected"):
         fetch("toy", tmp_path, base_url=server.url)
     server.files["a.tar.gz"] = packed
     assert fetch("toy", tmp_path, base_url=server.url) == (tmp_path / "toy" / "a.tar.gz",)
-    assert data.locate(DATASETS["toy"], tmp_path) == (tmp_path / "toy" / "a.tar.gz",)
+    assert locate(DATASETS["toy"], tmp_path) == (tmp_path / "toy" / "a.tar.gz",)
     assert fetch("toy", tmp_path, base_url=server.url) == ()
 
     (tmp_path / "toy" / "a.tar.gz").unlink()
     (tmp_path / "toy" / "a" / "2.bin").unlink()
     with pytest.raises(DataMissingError, match=r"toy: a.tar.gz not found in"):
-        data.locate(DATASETS["toy"], tmp_path)
+        locate(DATASETS["toy"], tmp_path)
 
 
 def cut_short(handler: BaseHTTPRequestHandler) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from kftune.errors import UsageError
-from kftune.problems.readers.idx import content_md5, read_idx
+from kftune.problems.data.files import content_md5
+from kftune.problems.readers.idx import read_idx
 
 VALUES = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
 GOOD = b"\x00\x00\x08\x03" + struct.pack(">3I", 2, 3, 4) + bytes(range(24))

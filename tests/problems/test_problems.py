@@ -18,6 +18,11 @@ from kftune.problems import DATASETS, PROBLEMS, Problem, ProblemEntry
 from tests.problems.conftest import idx_bytes, write_cifar_like, write_mnist_like
 
 CPU = torch.device("cpu")
+OWN = (
+    *("cifar10_resnet20", "digits_autoencoder", "digits_mlp", "digits_resnet", "digits_transformer"),
+    *("fashion_mnist_mlp", "mnist_autoencoder", "mnist_mlp"),
+)
+_MOST_BYTES = 500 * 2**20
 
 
 def load(entry: ProblemEntry, data_dir: Path, dtype: torch.dtype = torch.float32, **args: object) -> Problem:
@@ -48,29 +53,39 @@ def test_sizes_ranges_and_a_step(entry: ProblemEntry, synthetic_dir: Path) -> No
     assert (len(problem.train), len(problem.test)) == (entry.n_train, entry.n_test)
     assert len(problem.train.targets) == entry.n_train
     for split in (problem.train, problem.test):
-        assert split.inputs.dtype == torch.float32
-        fills_unit_interval = (split.inputs.min(), split.inputs.max()) == (0, 1)
-        deviation, mean = torch.std_mean(split.inputs)
-        assert fills_unit_interval or (abs(mean) < 0.01 and abs(deviation - 1) < 0.01)
+        assert split.inputs.dtype == torch.float32 or not split.inputs.is_floating_point()
+        if entry.inputs == "unit_interval":
+            assert (split.inputs.min(), split.inputs.max()) == (0, 1)
+        elif entry.inputs == "standardised":
+            deviation, mean = torch.std_mean(split.inputs)
+            assert abs(mean) < 0.01
+            assert abs(deviation - 1) < 0.01
     model = problem.make_model()
+    targets = problem.train.targets[:50]
     output = model(problem.train.inputs[:50])
-    loss = problem.loss(output, problem.train.targets[:50])
+    loss = problem.loss(output, targets)
     torch.autograd.backward(loss)
     assert loss.shape == ()
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() and p.grad.any() for p in model.parameters())
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() and p.grad.any() for p in trained)
     assert entry.has_accuracy == (problem.accuracy is not None)
     if problem.likelihood == "gaussian":
-        assert problem.accuracy is None
         # The convention of the gaussian likelihood: the mean over examples and outputs.
-        mean_square = (output - problem.train.targets[:50]).square().mean()
-        torch.testing.assert_close(loss, mean_square)
-    else:
-        assert problem.accuracy is not None
-        assert problem.train.targets.dtype == torch.int64
-        targets = problem.train.targets[:50]
-        assert problem.accuracy(nn.functional.one_hot(targets, 10).float(), targets) == 1
-        half_right = torch.where(torch.arange(50) < 25, targets, (targets + 1) % 10)
-        assert problem.accuracy(nn.functional.one_hot(targets, 10).float(), half_right) == 0.5
+        torch.testing.assert_close(loss, (output - targets).square().mean())
+    if problem.likelihood == "categorical":
+        assert targets.dtype == torch.int64
+    if problem.accuracy is not None and targets.ndim == 1:
+        n = output.shape[-1]
+        assert problem.accuracy(nn.functional.one_hot(targets, n).float(), targets) == 1
+        half_right = torch.where(torch.arange(50) < 25, targets, (targets + 1) % n)
+        assert problem.accuracy(nn.functional.one_hot(targets, n).float(), half_right) == 0.5
+
+
+def test_kftunes_own_problems_claim_all_that_can_be_claimed() -> None:
+    own = [PROBLEMS.get(name) for name in OWN]
+    assert all(entry.keeps_tensors and entry.inputs != "any" for entry in own)
+    assert [entry.name for entry in own if not entry.has_accuracy] == ["digits_autoencoder", "mnist_autoencoder"]
+    assert [entry.name for entry in own if entry.inputs == "standardised"] == ["cifar10_resnet20"]
 
 
 def test_weights_follow_the_global_seed(entry: ProblemEntry, synthetic_dir: Path) -> None:
@@ -85,13 +100,20 @@ def test_weights_follow_the_global_seed(entry: ProblemEntry, synthetic_dir: Path
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True) if a.ndim == 2)
 
 
-def test_loads_once_per_process_and_as_the_dtype_asked_for(entry: ProblemEntry, synthetic_dir: Path) -> None:
-    assert load(entry, synthetic_dir).train.inputs is load(entry, synthetic_dir).train.inputs
-    if entry.dataset == "cifar10":
-        pytest.skip("1.5 GB in float64; test_cifar.py does it with fewer images")
+def test_loads_the_same_every_time_and_as_the_dtype_asked_for(entry: ProblemEntry, synthetic_dir: Path) -> None:
+    first, again = load(entry, synthetic_dir), load(entry, synthetic_dir)
+    if entry.keeps_tensors:
+        assert first.train.inputs is again.train.inputs
+    for one, other in ((first.train, again.train), (first.test, again.test)):
+        assert torch.equal(one.inputs, other.inputs)
+        assert torch.equal(one.targets, other.targets)
+    if not first.train.inputs.is_floating_point():
+        return
+    if first.train.inputs.nbytes > _MOST_BYTES:
+        pytest.skip("more than a gigabyte in float64; test_cifar.py does it with fewer images")
     double = load(entry, synthetic_dir, torch.float64)
     assert double.train.inputs.dtype == torch.float64
-    torch.testing.assert_close(double.test.inputs.float(), load(entry, synthetic_dir).test.inputs)
+    torch.testing.assert_close(double.test.inputs.float(), first.test.inputs)
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in PROBLEMS if "bias" in entry.args])

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kftune.errors import UsageError
-from kftune.problems._data import DataFile
-from kftune.problems.readers.idx import corrupt
+from kftune.problems.data.datasets import DataFile
+from kftune.problems.data.files import corrupt
 
 SHAPE = (3, 32, 32)
 N_RECORDS = 10_000

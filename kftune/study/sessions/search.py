@@ -11,7 +11,8 @@ import optuna
 from kftune._targets import importable_from
 from kftune.errors import StorageError
 from kftune.problems import PROBLEMS
-from kftune.problems._data import get_dataset, locate
+from kftune.problems.data.datasets import get_dataset
+from kftune.problems.data.directory import locate
 from kftune.results import CurvePoint, RunResult
 from kftune.storage.repository import Repository, StudyRecord
 from kftune.study.config import StudyConfig
