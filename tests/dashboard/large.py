@@ -19,7 +19,8 @@ from optuna.storages._rdb import models as optuna_models
 from kftune.results import PHASES
 from kftune.storage import models
 from kftune.storage.repository import Repository, StudyRecord
-from tests.dashboard.factory import OPTIMIZERS, STARTED_AT, UNTRAINED, begin_session, resolved, study_records
+from tests.dashboard.factory import STARTED_AT, begin_session, study_records
+from tests.dashboard.simulation import OPTIMIZERS, UNTRAINED, resolved
 
 POINTS, REPEATS, BUDGET = 21, 2, 60.0
 PROBLEM = "mnist_autoencoder"
