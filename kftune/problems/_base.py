@@ -51,7 +51,8 @@ ProblemLoader: TypeAlias = Callable[..., Problem]
 
 Two calls with the same arguments give equal examples in the same order, in this process or another: every run loads its
 problem anew, and all runs are compared. Examples come shuffled or in a class-balanced order, since the train loss is
-measured on the first of them. Inputs that are floating-point numbers have the ``dtype`` asked for."""
+measured on the first of them. Inputs that are floating-point numbers have the ``dtype`` asked for; in another they are
+the same numbers, rounded."""
 
 Inputs: TypeAlias = Literal["unit_interval", "standardised", "any"]
 """What the inputs of both splits look like: their least is 0 and their largest 1; their mean is 0 and their standard

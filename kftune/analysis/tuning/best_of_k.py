@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -123,7 +123,7 @@ def best_of_k_curves(file: FileResults, *, n_resamples: int = _N_RESAMPLES) -> l
         curve = best_of_k(startup_values(study), n_resamples=n_resamples)
         if curve is not None:
             record = study.record
-            found.append(_of_study(curve, record.study, record.problem, record.optimizer))
+            found.append(replace(curve, study=record.study, problem=record.problem, optimizer=record.optimizer))
     return found
 
 
@@ -139,19 +139,6 @@ def startup_values(study: StudyResults) -> list[float]:
 
 def _value(trial: TrialResults, untrained: float | None) -> float | None:
     return untrained if trial.trial.value is None else trial.trial.value
-
-
-def _of_study(curve: BestOfK, study: str, problem: str, optimizer: str) -> BestOfK:
-    return BestOfK(
-        study=study,
-        problem=problem,
-        optimizer=optimizer,
-        n=curve.n,
-        k=curve.k,
-        expected=curve.expected,
-        low=curve.low,
-        high=curve.high,
-    )
 
 
 def _places(n: int) -> tuple[int, ...]:

@@ -55,7 +55,7 @@ class FigureEntry:
         sentence: what it shows.
         place: figures are listed by their places, then by their names. Those of kftune are whole tens, so that others
             can stand between them.
-        plot: draws it; None where there is nothing to draw.
+        plot: draws it, with titles to its axes; None where there is nothing to draw.
         choices: what ``of`` may be.
         has_at: whether it depends on ``at``.
     """
