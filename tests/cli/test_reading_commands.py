@@ -27,6 +27,8 @@ READING = [
     ["list", "optimizers"],
     ["list", "problems"],
     ["list", "samplers"],
+    ["list", "panels"],
+    ["list", "figures"],
     ["data", "list", "--data-dir", "d"],
     *(["describe", name] for name in NAMES),
 ]

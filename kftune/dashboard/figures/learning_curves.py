@@ -172,21 +172,17 @@ def _not_drawn(trial: TrialResults) -> tuple[str, ...]:
     return tuple(outcome_title(run.result.outcome.value) for run in trial.runs if run not in trial.successes)
 
 
-def _loss(across: Across) -> Callable[[Request], go.Figure | None]:
+def _alone(across: Across, *, accuracy: bool = False) -> Callable[[Request], go.Figure | None]:
+    """Draws one measure of a problem: what is minimised, or the accuracy where there is one."""
+
     def plot(request: Request) -> go.Figure | None:
-        file, problem = request.file, request.problem
-        measure = measures(file, problem)[0]
-        return plot_learning_curves(file, problem, across=across, measure=measure, styles=request.styles)
-
-    return plot
-
-
-def _accuracy(across: Across) -> Callable[[Request], go.Figure | None]:
-    def plot(request: Request) -> go.Figure | None:
-        file, problem = request.file, request.problem
-        if "accuracy" not in measures(file, problem):
+        there = measures(request.file, request.problem)
+        if accuracy and "accuracy" not in there:
             return None
-        return plot_learning_curves(file, problem, across=across, measure="accuracy", styles=request.styles)
+        measure = "accuracy" if accuracy else there[0]
+        return plot_learning_curves(
+            request.file, request.problem, across=across, measure=measure, styles=request.styles
+        )
 
     return plot
 
@@ -197,27 +193,27 @@ ENTRIES = (
         scope="problem",
         sentence="learning curves of the best configurations",
         place=30,
-        plot=_loss("train_seconds"),
+        plot=_alone("train_seconds"),
     ),
     FigureEntry(
         name="loss-against-updates",
         scope="problem",
         sentence="the same against updates",
         place=40,
-        plot=_loss("update"),
+        plot=_alone("update"),
     ),
     FigureEntry(
         name="accuracy-against-seconds",
         scope="problem",
         sentence="test accuracy of the best",
         place=50,
-        plot=_accuracy("train_seconds"),
+        plot=_alone("train_seconds", accuracy=True),
     ),
     FigureEntry(
         name="accuracy-against-updates",
         scope="problem",
         sentence="the same against updates",
         place=60,
-        plot=_accuracy("update"),
+        plot=_alone("update", accuracy=True),
     ),
 )
