@@ -107,7 +107,7 @@ def _can_be_forked(command: list[str]) -> bool:
         return False
     if len(command) < 3 or command[0] != sys.executable or command[1] != "-m" or command[2] not in _COMMANDS:
         return False
-    if _has_database_open():
+    if command[2] == "kftune" and _has_database_open():
         gc.collect()  # of a connection that nobody closed
         if _has_database_open():
             return False
