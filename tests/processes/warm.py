@@ -43,6 +43,7 @@ START_SECONDS = 15 if os.environ.get("KFTUNE_TEST_COLD") else 6
 
 _PYTHONPATH = frozenset(os.environ.get("PYTHONPATH", "").split(os.pathsep))  # what this process started with
 _REPOSITORY = Path(__file__).parents[2]
+_PYTHON = sys.executable
 _COMMANDS = {"kftune": "kftune.cli", "kftune.study.worker": "kftune.study.worker"}
 _FRESH_FILTERS = (
     ("default", None, DeprecationWarning, "__main__", 0),
@@ -105,7 +106,7 @@ def warm_workers() -> Iterator[None]:
 def _can_be_forked(command: list[str]) -> bool:
     if os.environ.get("KFTUNE_TEST_COLD") or sys.platform != "linux":
         return False
-    if len(command) < 3 or command[0] != sys.executable or command[1] != "-m" or command[2] not in _COMMANDS:
+    if len(command) < 3 or command[0] != _PYTHON or command[1] != "-m" or command[2] not in _COMMANDS:
         return False
     if command[2] == "kftune" and _has_database_open():
         gc.collect()  # of a connection that nobody closed
