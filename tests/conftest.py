@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.processes.warm import warm_workers
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_leases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -14,3 +16,13 @@ def own_leases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch.setenv("KFTUNE_LEASE_DIR", str(tmp_path_factory.mktemp("leases")))
     yield
     patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def warm(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Workers that a test starts are forked from its process, unless it is marked ``cold``."""
+    if request.node.get_closest_marker("cold"):
+        yield
+        return
+    with warm_workers():
+        yield

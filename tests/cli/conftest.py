@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import NamedTuple, TypeAlias
 import pytest
 
 from kftune.cli import main
+from tests.processes import warm
 
 STUDY = """\
 name: small
@@ -44,7 +44,7 @@ def spawn(*arguments: str, cwd: Path) -> Result:
     """The command in a process of its own."""
     command = [sys.executable, "-m", "kftune", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "80"}
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    done = warm.run(command, cwd=cwd, env=environment)
     return Result(done.returncode, done.stdout, done.stderr)
 
 

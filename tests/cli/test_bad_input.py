@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 from pathlib import Path
 
 import pytest
 
 from kftune.study.sessions.lock import sole_runner
 from tests.cli.conftest import STUDY, Command, spawn
+from tests.processes.database import connected
 
 MISTAKES = [
     # (what is replaced in the study file, by what, the line)
@@ -141,7 +141,7 @@ def test_a_directory_that_cannot_be_written(kftune: Command, study_file: Path) -
 
 
 def test_a_database_from_a_newer_version(kftune: Command, finished: Path) -> None:
-    with sqlite3.connect(finished) as connection:
+    with connected(finished) as connection:
         connection.execute("UPDATE kftune_alembic_version SET version_num = '0999'")
     connection.close()
     before = finished.read_bytes()

@@ -18,6 +18,7 @@ import pytest
 from kftune.cli._session import Sitting
 from kftune.storage.repository import Repository
 from tests.cli.conftest import STUDY, Command, spawn
+from tests.processes.warm import WarmPopen
 
 CRASHING_PLUGIN = """
 from dataclasses import replace
@@ -88,7 +89,7 @@ def test_ctrl_c_finishes_the_run_says_how_to_go_on_and_the_same_command_does(stu
     study_file.write_text(STUDY.replace("{updates: 5}", "{seconds: 0.3}"))
     command = [sys.executable, "-m", "kftune", "run", "study.yaml", "--set", "trials=1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
+    process = WarmPopen(
         command, cwd=study_file.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
     assert process.stdout is not None
@@ -111,7 +112,7 @@ def test_ctrl_c_twice_stops_at_once(study_file: Path) -> None:
     study_file.write_text(STUDY.replace("{updates: 5}", "{seconds: 600}"))
     command = [sys.executable, "-m", "kftune", "run", "study.yaml"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
+    process = WarmPopen(
         command, cwd=study_file.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
     assert process.stdout is not None
@@ -236,7 +237,7 @@ def test_a_terminal_gets_bars_and_the_time_left(study_file: Path) -> None:
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))
     command = [sys.executable, "-m", "kftune", "run", "study.yaml", "--set", "trials=1", "--set", "repeats=1"]
     environment = {key: value for key, value in os.environ.items() if key not in {"NO_COLOR", "COLUMNS"}}
-    with subprocess.Popen(
+    with WarmPopen(
         command,
         cwd=study_file.parent,
         stdout=theirs,

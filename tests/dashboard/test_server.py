@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +20,8 @@ from kftune.errors import UsageError
 from kftune.storage.repository import Repository
 from tests.dashboard.conftest import Watched, wait_until
 from tests.dashboard.factory import OPTIMIZERS, grow, make_database
+from tests.processes.database import connected
+from tests.processes.warm import WarmPopen
 
 Open = Callable[..., Watched]
 FEW = {name: OPTIMIZERS[name] for name in ("sgd", "kfac")}
@@ -43,7 +44,7 @@ def serving(directory: Path, *options: str) -> Iterator[Served]:
     command = [sys.executable, "-m", "kftune", "serve", str(database), "--port", "0", "--json", *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=directory) as process:
+    with WarmPopen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=directory) as process:
         assert process.stdout is not None
         lines = []
         while (line := process.stdout.readline()).strip() != "}":
@@ -90,7 +91,7 @@ def test_a_study_that_is_running_is_seen_to_grow(open_page: Open, served: Served
     assert legend.get_attribute("aria-pressed") == "false"
     page.locator(".slider").first.scroll_into_view_if_needed()
     wait_until(page, f"document.querySelector('.slider output').textContent === {before!r}")
-    with sqlite3.connect(served.database) as connection:
+    with connected(served.database) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
@@ -278,7 +279,7 @@ def test_optuna_dashboard_reads_a_database_that_is_written_to(tmp_path: Path) ->
     with Repository.open(url, read_only=True) as repository:
         # Two made, one left running, three more.
         assert [len(repository.trials(record.study)) for record in repository.studies()] == [6, 6]
-    with sqlite3.connect(database) as connection:
+    with connected(database) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 

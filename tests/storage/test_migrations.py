@@ -1,4 +1,3 @@
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from kftune.storage import _migrating as migrating
 from kftune.storage._connecting import Database
 from kftune.storage.models import Base
 from kftune.storage.repository import Repository
+from tests.processes.database import connected
 from tests.storage.builders import run_record, session_record, study_record
 
 
@@ -84,7 +84,7 @@ def test_runs_of_the_first_revision_survive_the_second(path: Path, url: str) -> 
         bare = tuple(replace(point, readings=None) for point in record.result.curve)
         assert run == replace(record, result=replace(record.result, calibration=None, curve=bare, treatments=None))
         assert repository.runs(purpose="confirm") == []
-    with sqlite3.connect(path) as connection:
+    with connected(path) as connection:
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 

@@ -14,6 +14,7 @@ import pytest
 from kftune.errors import NewerDatabaseError, StorageError
 from kftune.storage import _migrating
 from kftune.storage.repository import Repository
+from tests.processes.database import connected
 from tests.storage.builders import run_record, session_record, study_record
 
 
@@ -47,7 +48,7 @@ def test_a_missing_database_is_named_and_not_made(url: str, path: Path, options:
 def test_a_new_database_is_whole_and_alone(url: str, path: Path) -> None:
     Repository.open(url).close()
     assert list(everything_in(path.parent)) == ["results.db"]
-    with sqlite3.connect(path) as connection:
+    with connected(path) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
     with Repository.open(url, create=False) as repository:

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
@@ -25,6 +24,8 @@ from kftune.dashboard.figures.sorted_losses import SYMBOLS, plot_sorted_losses
 from kftune.results import Outcome
 from kftune.storage.repository import Repository, RunRecord
 from kftune.study.executors._process import GoneError, WorkerProcess
+from tests.processes.database import connected, count_runs
+from tests.processes.warm import START_SECONDS, WarmPopen
 
 FAULTY = '''
 """A problem whose model misbehaves in its sixth forward pass of training, in the first run only."""
@@ -101,7 +102,7 @@ def write(directory: Path, problem: str = "digits_mlp", *, trials: int = 2, upda
 
 
 def start(directory: Path, *arguments: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    return WarmPopen(
         [*before, sys.executable, "-m", "kftune", "run", "study.yaml", *arguments],
         cwd=directory,
         stdout=subprocess.PIPE,
@@ -117,7 +118,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def runs_of(directory: Path) -> list[RunRecord]:
-    with sqlite3.connect(directory / "study.db") as connection:
+    with connected(directory / "study.db") as connection:
         assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
     with Repository.open(f"sqlite:///{directory / 'study.db'}", create=False) as repository:
         return repository.runs()
@@ -160,11 +161,14 @@ def test_a_hung_run_is_timed_out_and_the_study_goes_on(tmp_path: Path) -> None:
     write(tmp_path, "{target: 'faulty:load', name: faulty}")
     (tmp_path / "faulty.py").write_text(FAULTY)
     (tmp_path / "fault").write_text("hang")
-    code, out, err = ended(start(tmp_path, "--set", "run_timeout=15"))
+    code, out, err = ended(start(tmp_path, "--set", f"run_timeout={START_SECONDS}"))
     assert (code, err) == (0, ""), out + err
     is_complete(tmp_path, 2)
     hung, other = runs_of(tmp_path)
-    assert (hung.result.outcome, hung.result.message) == (Outcome.TIMED_OUT, "killed after 15 s of wall time")
+    assert (hung.result.outcome, hung.result.message) == (
+        Outcome.TIMED_OUT,
+        f"killed after {START_SECONDS} s of wall time",
+    )
     assert hung.result.curve[0].update == 0
     assert other.result.outcome is Outcome.COMPLETED
 
@@ -195,19 +199,8 @@ def test_a_database_made_read_only_in_the_middle(tmp_path: Path) -> None:
         before = ("setpriv", "--bounding-set", "-dac_override", "--inh-caps", "-dac_override")
     write(tmp_path, trials=400)
     process = start(tmp_path, before=before)
-    database = tmp_path / "study.db"
-
-    def n_runs() -> int:
-        if not database.exists():
-            return 0
-        try:
-            with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
-                return int(connection.execute("select count(*) from kftune_run").fetchone()[0])
-        except sqlite3.OperationalError:  # the tables are not there yet
-            return 0
-
     deadline = time.monotonic() + 120
-    while n_runs() < 2:
+    while count_runs(tmp_path / "study.db") < 2:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ import psutil
 import pytest
 
 from kftune.storage.repository import Repository
+from tests.processes.database import connected, count_runs
+from tests.processes.warm import WarmPopen
 
 STUDY = """
 name: kill
@@ -45,7 +46,7 @@ def write_study(directory: Path, name: str, sampler: str, trials: int = 4, updat
 
 def start(study: Path, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "kftune", "run", str(study), *options]
-    return subprocess.Popen(
+    return WarmPopen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
 
@@ -67,16 +68,6 @@ def stored(url: str) -> set[RunRow]:
     }
     assert len(rows) == len(runs)
     return rows
-
-
-def count_runs(database: Path) -> int:
-    if not database.exists():
-        return 0
-    try:
-        with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
-            return int(connection.execute("select count(*) from kftune_run").fetchone()[0])
-    except sqlite3.OperationalError:  # the tables are not there yet
-        return 0
 
 
 def kill_after(study: Path, database: Path, n_runs: int, *, workers_too: bool) -> None:
@@ -119,7 +110,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, sampler: str) -
     with Repository.open(url, create=False) as repository:
         for name in ("kill/digits_mlp/sgd", "kill/digits_mlp/foof"):
             assert [trial.state for trial in repository.trials(name)] == ["complete"] * 4
-    with sqlite3.connect(database) as connection:
+    with connected(database) as connection:
         assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
 
     again = finish(study)
@@ -127,10 +118,17 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, sampler: str) -
     assert again != output
 
 
-def kill_something(study: Path, options: tuple[str, ...], rng: random.Random) -> str:
-    """Start the study, and at a random moment kill its runner, a worker, or all of them; returns what."""
+def kill_something(study: Path, options: tuple[str, ...], rng: random.Random, *, seconds: float) -> str:
+    """Start the study, and at a random moment kill its runner, a worker, or all of them; returns what.
+
+    Args:
+        study: the study file.
+        options: of the command.
+        rng: decides when and what.
+        seconds: that the whole study takes.
+    """
     process = start(study, *options)
-    time.sleep(rng.uniform(0.5, 8.0))
+    time.sleep(rng.uniform(0.1, 0.8) * seconds)
     if process.poll() is not None:
         process.communicate()
         return "nothing"
@@ -156,13 +154,15 @@ def test_kills_at_random_moments_change_nothing(tmp_path: Path, sampler: str, op
         return {(row[0].split("/", 1)[1], *row[1:5]) for row in stored(url)}
 
     whole, whole_url = write_study(tmp_path, "whole", sampler, trials=4, updates=400)
+    began = time.monotonic()
     finish(whole, *options)
+    seconds = time.monotonic() - began
     study, url = write_study(tmp_path, "killed", sampler, trials=4, updates=400)
     rng = random.Random(f"{ROUNDS} {sampler}")
     killed: list[str] = []
     before: set[tuple[object, ...]] = set()
     for _ in range(ROUNDS):
-        killed.append(kill_something(study, options, rng))
+        killed.append(kill_something(study, options, rng, seconds=seconds))
         if (tmp_path / "killed.db").exists() and count_runs(tmp_path / "killed.db"):
             assert before <= runs_of(url)
             before = runs_of(url)
@@ -171,7 +171,7 @@ def test_kills_at_random_moments_change_nothing(tmp_path: Path, sampler: str, op
     with Repository.open(url, create=False) as repository:
         for name in ("kill/digits_mlp/sgd", "kill/digits_mlp/foof"):
             assert [trial.state for trial in repository.trials(name)] == ["complete"] * 4
-    with sqlite3.connect(tmp_path / "killed.db") as connection:
+    with connected(tmp_path / "killed.db") as connection:
         assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
 
 

@@ -18,7 +18,8 @@ import pytest
 
 from kftune.cli import main
 from kftune.storage.repository import Repository
-from tests.study.test_kill import count_runs, write_study
+from tests.processes.database import count_runs
+from tests.study.test_kill import write_study
 
 _TOLERANCE = timedelta(seconds=0.05)  # between the end of a run in its worker and the runner's word of it
 

@@ -1,0 +1,1 @@
+"""Processes for the tests: real ones, that need not import torch each time."""
