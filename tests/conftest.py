@@ -6,7 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.processes.warm import warm_workers
+from tests.covering import thin
+from tests.processes.warm import warm
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Products of options are thinned, see :mod:`tests.covering`."""
+    thin(config, items)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,10 +25,10 @@ def own_leases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def warm(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Workers that a test starts are forked from its process, unless it is marked ``cold``."""
+def warm_processes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Processes that a test starts are forked from its own, unless it is marked ``cold``."""
     if request.node.get_closest_marker("cold"):
         yield
         return
-    with warm_workers():
+    with warm():
         yield

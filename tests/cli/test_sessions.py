@@ -232,6 +232,7 @@ def test_two_workers_share_a_grid_that_grows(workdir: Path) -> None:
     assert len(refused.err.splitlines()) == 1
 
 
+@pytest.mark.cold
 def test_a_terminal_gets_bars_and_the_time_left(study_file: Path) -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))

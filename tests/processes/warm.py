@@ -6,8 +6,9 @@ child what a fresh interpreter would be: its own arguments, environment, directo
 and warnings, no file of its parent open but those that it was to inherit, no module of a user. It is a child like any
 other, with a process id, and can be waited for, stopped and killed.
 
-Only commands that begin with ``python -m kftune`` or ``python -m kftune.study.worker`` are forked. With
-``KFTUNE_TEST_COLD=1`` nothing is (``make test-all``), nor on systems without fork, nor in a process that uses a GPU.
+Only inside :func:`warm` (all tests but those marked ``cold``), and only commands that begin with ``python -m kftune``
+or ``python -m kftune.study.worker`` are forked. With ``KFTUNE_TEST_COLD=1`` nothing is (``make test-all``), nor on
+systems without fork, nor in a process that uses a GPU.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-__all__ = ["START_SECONDS", "WarmPopen", "run", "warm_workers"]
+__all__ = ["START_SECONDS", "WarmPopen", "run", "warm"]
 
 START_SECONDS = 15 if os.environ.get("KFTUNE_TEST_COLD") else 6
 """More than a worker needs to start and to make its first run's set-up on a slow machine."""
@@ -53,6 +54,9 @@ _FRESH_FILTERS = (
     ("ignore", None, ResourceWarning, None, 0),
 )
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+_is_warm = False
 
 
 class WarmPopen(subprocess.Popen):  # type: ignore[type-arg]
@@ -90,21 +94,23 @@ def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
 
 
 @contextlib.contextmanager
-def warm_workers() -> Iterator[None]:
-    """Inside the block, workers that this process starts are forked from it."""
+def warm() -> Iterator[None]:
+    """Inside the block, processes are forked: those of a :class:`WarmPopen`, and workers that this process starts."""
+    global _is_warm  # noqa: PLW0603 - forked processes take it over
     from kftune.study.executors import _process
 
     cold = _process.subprocess
-    warm = types.SimpleNamespace(**(vars(cold) | {"Popen": WarmPopen}))
-    _process.subprocess = warm  # type: ignore[assignment]
+    _process.subprocess = types.SimpleNamespace(**(vars(cold) | {"Popen": WarmPopen}))  # type: ignore[assignment]
+    _is_warm = True
     try:
         yield
     finally:
+        _is_warm = False
         _process.subprocess = cold
 
 
 def _can_be_forked(command: list[str]) -> bool:
-    if os.environ.get("KFTUNE_TEST_COLD") or sys.platform != "linux":
+    if not _is_warm or os.environ.get("KFTUNE_TEST_COLD") or sys.platform != "linux":
         return False
     if len(command) < 3 or command[0] != _PYTHON or command[1] != "-m" or command[2] not in _COMMANDS:
         return False

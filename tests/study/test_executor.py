@@ -105,6 +105,7 @@ def test_garbage_on_standard_output_disturbs_nothing() -> None:
     assert event.result.outcome is Outcome.COMPLETED
 
 
+@pytest.mark.cold
 @pytest.mark.usefixtures("misbehaving_problems")
 @pytest.mark.parametrize(("problem", "name"), [("killed_linear", "SIGKILL"), ("segfaulting_linear", "SIGSEGV")])
 def test_a_worker_that_dies_loses_its_run_only(problem: str, name: str) -> None:

@@ -256,6 +256,7 @@ METHOD = """{name: natural_gradient,
   space: {lr: {low: 0.1, high: 1.0e6, log: false}, batch_size: {choices: [32, 64, 1400]}}}"""
 
 
+@pytest.mark.cold
 @LINUX
 def test_every_failure_of_a_configuration_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The batch of 1400 needs a matrix of 784 MB; the others need less than 100 MB beside the 250 of a worker."""

@@ -175,6 +175,7 @@ def test_kills_at_random_moments_change_nothing(tmp_path: Path, sampler: str, op
         assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
 
 
+@pytest.mark.cold
 def test_a_worker_killed_alone_loses_no_run(tmp_path: Path) -> None:
     study, url = write_study(tmp_path, "worker", "random", trials=2, updates=1500)  # a second or more
     process = start(study)

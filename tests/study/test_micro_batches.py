@@ -58,6 +58,7 @@ def sessions_of(study: StudyConfig) -> list[SessionRecord]:
         return repository.sessions()
 
 
+@pytest.mark.cold
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs RLIMIT_DATA as Linux has it")
 def test_a_size_is_found_once_stored_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "greedy.py").write_text(GREEDY)
