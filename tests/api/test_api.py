@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import kftune
 from kftune.errors import ConfigError, UsageError, UserCodeError
 from kftune.problems import PROBLEMS
+from tests.processes import warm
 
 OWN_PROBLEM = Path(__file__).parents[2] / "studies" / "own_problem"
 KEYS = {"problems": ["digits_mlp"], "budget": {"updates": 5}, "trials": 2, "startup_trials": 1, "sampler": "tpe"}
@@ -99,7 +99,7 @@ def test_the_example_runs_from_a_directory_outside_the_repository(tmp_path: Path
         script = tmp_path / "example" / "own_problem.py"
         script.write_text(script.read_text().replace('.yaml"))', f'.yaml"), overrides={SMALL!r})'))
         command = [sys.executable, "example/own_problem.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    done = warm.run(command, cwd=tmp_path, timeout=300)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     for optimizer in ("sgd", "kfac", "two_level_kfac"):
         assert optimizer in done.stdout
