@@ -11,7 +11,8 @@ examples of ℓ_n:
 """
 
 from kftune._registry import Registry
-from kftune.optim.interface import ModelOptimizer, OptimizerEntry, PhaseTimer
+from kftune.optim.entry import OptimizerEntry
+from kftune.optim.interface import ModelOptimizer, PhaseTimer
 from kftune.optim.methods.adamw import AdamW
 from kftune.optim.methods.cg_fac import CGFAC
 from kftune.optim.methods.ekfac import EKFAC

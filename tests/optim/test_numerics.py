@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from kftune.errors import CurvatureError
+from kftune.optim.checks import check_choice, check_count, check_range
 from kftune.optim.curvature.capture import Capture
-from kftune.optim.interface import all_finite, check_choice, check_count, check_range
 from kftune.optim.linalg import decompositions as _linalg
 from kftune.optim.linalg.decompositions import (
     damped_choleskys,
@@ -17,16 +17,12 @@ from kftune.optim.linalg.decompositions import (
     ridged_cholesky,
     solve_between,
 )
-from kftune.optim.linalg.factors import (
-    add_gram,
-    add_homogeneous_gram,
-    debiased_decay_of,
-    decay_of,
-    symmetrize_,
-    trace_ratio,
-)
+from kftune.optim.linalg.finite import all_finite
+from kftune.optim.linalg.gram import add_gram, add_homogeneous_gram, symmetrize_
 from kftune.optim.linalg.products import padded_zeros, product
+from kftune.optim.preconditioning.damping import trace_ratio
 from kftune.optim.preconditioning.kl_clip import kl_clip_factor
+from kftune.optim.updates.averages import debiased_decay_of, decay_of
 from kftune.optim.updates.momentum import momentum_step
 
 D = torch.float64

@@ -7,17 +7,20 @@ A parameter with two or more dimensions is the matrix (first dimension, product 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from kftune.errors import DivergenceError
-from kftune.optim.interface import LayerSize, ModelOptimizer, Phase, all_finite, check_count, check_range
-from kftune.optim.linalg.factors import add_gram, debiased_decay_of
+from kftune.optim.checks import check_count, check_range
+from kftune.optim.interface import ModelOptimizer
+from kftune.optim.linalg.finite import all_finite
+from kftune.optim.linalg.gram import add_gram
 from kftune.optim.linalg.products import padded_zeros
 from kftune.optim.updates.adam import adamw_step
+from kftune.optim.updates.averages import debiased_decay_of
 from kftune.optim.updates.momentum import can_fuse
 
 Side: TypeAlias = Literal["left", "right"]
@@ -168,33 +171,3 @@ def multiply(left: Tensor | None, matrix: Tensor, right: Tensor | None) -> Tenso
     """left · matrix · right; None is the identity."""
     product = matrix if left is None else left @ matrix
     return product if right is None else product @ right
-
-
-def floor_of(
-    refresh: Callable[[int], float], *, averaged_first: bool
-) -> Callable[[Sequence[LayerSize], Mapping[str, Any]], dict[Phase, float]]:
-    """A :data:`~kftune.optim.interface.Floor`.
-
-    A gradient of n rows is EᵀA with thin E and A: where n is small, products with it go through them.
-
-    Args:
-        refresh: operations of using a factor of a given side anew.
-        averaged_first: whether the averaged gradient is multiplied from both sides (once); otherwise the gradient is,
-            and what is made of it is multiplied back.
-    """
-
-    def floor(layers: Sequence[LayerSize], params: Mapping[str, Any]) -> dict[Phase, float]:
-        operations: dict[Phase, float] = {"statistics": 0.0, "inversion": 0.0, "preconditioning": 0.0}
-        for layer in layers:
-            n = layer.n_rows
-            for side, other in ((layer.d_A, layer.d_G), (layer.d_G, layer.d_A)):
-                if 1 < side <= params["max_dimension"]:
-                    # Symmetric results take half of a product.
-                    thin = n * n * other + 2 * n * n * side + n * side * side
-                    operations["statistics"] += min(side * side * other, thin)
-                    operations["inversion"] += refresh(side) / params["inverses_every"]
-                    forth = 0 if averaged_first else 2 * side * side * min(n, other)
-                    operations["preconditioning"] += forth + 2 * side * side * other
-        return operations
-
-    return floor

@@ -8,14 +8,15 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from kftune.optim.costs import ekfac_floor
+from kftune.optim.checks import check_choice, check_count
+from kftune.optim.costs.layerwise import ekfac_floor
 from kftune.optim.curvature.layers import ConvLayer, Layer
-from kftune.optim.curvature.likelihoods import Fisher
-from kftune.optim.curvature.statistics import Rows, WeightSharing
+from kftune.optim.curvature.likelihoods import Fisher, Likelihood
+from kftune.optim.curvature.rows import Rows
+from kftune.optim.curvature.statistics import WeightSharing
 from kftune.optim.curvature.thin import flat
-from kftune.optim.interface import Likelihood, OptimizerEntry, check_choice, check_count
+from kftune.optim.entry import OptimizerEntry
 from kftune.optim.linalg.decompositions import eigendecompositions
-from kftune.optim.linalg.factors import decay_of
 from kftune.optim.linalg.products import padded_zeros
 from kftune.optim.preconditioning.eigenbasis import (
     Basis,
@@ -26,6 +27,7 @@ from kftune.optim.preconditioning.eigenbasis import (
     solve,
 )
 from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned
+from kftune.optim.updates.averages import decay_of
 from kftune.space import Float, Int, Space
 
 BasisChange: TypeAlias = Literal["move", "reset"]

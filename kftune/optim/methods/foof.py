@@ -7,25 +7,19 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from kftune.optim.costs import foof_floor
+from kftune.optim.checks import check_choice, check_count, check_periods, check_range
+from kftune.optim.costs.layerwise import foof_floor
 from kftune.optim.curvature.layers import ConvLayer, Layer
-from kftune.optim.curvature.likelihoods import FISHERS, Fisher
+from kftune.optim.curvature.likelihoods import FISHERS, Fisher, Likelihood
 from kftune.optim.curvature.statistics import WeightSharing
 from kftune.optim.curvature.thin import flat
-from kftune.optim.interface import (
-    Closure,
-    Likelihood,
-    OptimizerEntry,
-    check_choice,
-    check_count,
-    check_periods,
-    check_range,
-)
+from kftune.optim.entry import OptimizerEntry
+from kftune.optim.interface import Closure
 from kftune.optim.linalg.decompositions import damped_inverses
-from kftune.optim.linalg.factors import debiased_decay_of
 from kftune.optim.linalg.products import product
 from kftune.optim.preconditioning.damping import make_preconditioners, split_damping
 from kftune.optim.preconditioning.layerwise import LayerwiseOptimizer
+from kftune.optim.updates.averages import debiased_decay_of
 from kftune.optim.updates.momentum import decayed_gradients, momentum_step
 from kftune.space import Float, Int, Space
 

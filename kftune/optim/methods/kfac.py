@@ -8,22 +8,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kftune.optim.costs import kfac_floor
+from kftune.optim.checks import check_choice, check_range
+from kftune.optim.costs.layerwise import kfac_floor
 from kftune.optim.curvature.layers import ConvLayer, Layer
-from kftune.optim.curvature.likelihoods import Fisher
-from kftune.optim.curvature.statistics import Rows, WeightSharing
+from kftune.optim.curvature.likelihoods import Fisher, Likelihood
+from kftune.optim.curvature.rows import Rows
+from kftune.optim.curvature.statistics import WeightSharing
 from kftune.optim.curvature.thin import flat, inner_product, product_flops
-from kftune.optim.interface import Closure, Likelihood, OptimizerEntry, check_choice, check_range
-from kftune.optim.linalg.factors import decay_of
+from kftune.optim.entry import OptimizerEntry
+from kftune.optim.interface import Closure
 from kftune.optim.linalg.products import product
-from kftune.optim.preconditioning.adaptive import (
-    Adaptation,
-    AdaptiveOptions,
-    Rescale,
-    Trial,
-    average_iterates,
-    averages_swapped_in,
-)
+from kftune.optim.preconditioning.adaptive import Adaptation, AdaptiveOptions, Rescale, Trial
 from kftune.optim.preconditioning.damping import (
     DAMPING_METHODS,
     DampingMethod,
@@ -35,6 +30,7 @@ from kftune.optim.preconditioning.damping import (
 )
 from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned
 from kftune.optim.preconditioning.quadratic_model import Direction
+from kftune.optim.updates.averages import average_iterates, averages_swapped_in, decay_of
 from kftune.optim.updates.momentum import decayed_gradients
 from kftune.space import Float, Int, Space, Value
 

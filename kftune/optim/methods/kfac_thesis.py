@@ -8,8 +8,9 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from kftune.optim.curvature.likelihoods import FISHERS, Fisher
-from kftune.optim.interface import Likelihood, OptimizerEntry, check_choice, check_range
+from kftune.optim.checks import check_choice, check_range
+from kftune.optim.curvature.likelihoods import FISHERS, Fisher, Likelihood
+from kftune.optim.entry import OptimizerEntry
 from kftune.optim.linalg.decompositions import noisy_inverses, ridged_cholesky, solve_between
 from kftune.optim.preconditioning.layerwise import LayerwiseOptimizer
 from kftune.space import Float, Int, Space

@@ -9,12 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from kftune.optim.costs import eigenbasis_application, eigendecomposition, fisher_passes, kfac_floor
+from kftune.optim.costs.layerwise import kfac_tridiagonal_floor
 from kftune.optim.curvature.capture import Capture
 from kftune.optim.curvature.graph import connected
 from kftune.optim.curvature.layers import Layer, LinearLayer
-from kftune.optim.curvature.likelihoods import Fisher
-from kftune.optim.interface import Closure, LayerSize, Likelihood, OptimizerEntry, Phase
+from kftune.optim.curvature.likelihoods import Fisher, Likelihood
+from kftune.optim.entry import OptimizerEntry
+from kftune.optim.interface import Closure
 from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned
 from kftune.optim.preconditioning.layerwise import Use
 from kftune.optim.preconditioning.tridiagonal import Cross, End, Link, Moments, apply, invert
@@ -270,29 +271,6 @@ def _add_crosses(sums: dict[str, Tensor], chain: Sequence[str], rows: Sequence[T
         sums[name] = sums[name] + new if name in sums else new
 
 
-def _floor(layers: Sequence[LayerSize], params: Mapping[str, Any]) -> dict[Phase, float]:
-    """K-FAC's, with cross-moments, the spectra of what the next layer explains, and products with Ψ, there and back."""
-    floor = kfac_floor(layers, {**params, "damping_method": "factored"})
-    pairs = list(pairwise(layers))
-    if not pairs:
-        return floor
-    passes = max(1, fisher_passes(layers, params["fisher"]))
-    crosses = sum(2.0 * own.n_rows * (own.d_A * n.d_A + passes * own.d_G * n.d_G) for own, n in pairs)
-    # A square has as many eigenvalues beside 0 as its thinner side.
-    spectra = sum(eigendecomposition(min(own.d_A, n.d_A)) + eigendecomposition(min(own.d_G, n.d_G)) for own, n in pairs)
-    there = sum(
-        2.0 * (own.d_A * n.d_A * min(n.d_G, n.n_rows) + own.d_G * n.d_G * min(own.d_A, n.n_rows)) for own, n in pairs
-    )
-    back = sum(2.0 * min(n.d_G * own.d_A * (own.d_G + n.d_A), n.d_A * own.d_G * (own.d_A + n.d_G)) for own, n in pairs)
-    in_basis = sum(eigenbasis_application(own) for own, _ in pairs)
-    last = kfac_floor(layers[-1:], {**params, "damping_method": "factored"})["preconditioning"]
-    return {
-        "statistics": floor["statistics"] + crosses / params["statistics_every"],
-        "inversion": floor["inversion"] + spectra / params["inverses_every"],
-        "preconditioning": last + in_basis + there + back,
-    }
-
-
 ENTRIES = (
     OptimizerEntry(
         name="kfac_tridiagonal",
@@ -322,6 +300,6 @@ ENTRIES = (
         ),
         deterministic={"fisher": "exact"},
         chains_only=True,
-        floor=_floor,
+        floor=kfac_tridiagonal_floor,
     ),
 )

@@ -7,23 +7,19 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
 
-from kftune.optim.costs import skfac_floor
+from kftune.optim.checks import check_choice, check_count
+from kftune.optim.costs.layerwise import skfac_floor
 from kftune.optim.curvature.layers import ConvLayer, Layer
-from kftune.optim.curvature.likelihoods import Fisher
-from kftune.optim.curvature.statistics import Rows, WeightSharing
+from kftune.optim.curvature.likelihoods import Fisher, Likelihood
+from kftune.optim.curvature.row_statistics import RowStatistics
+from kftune.optim.curvature.rows import Rows
+from kftune.optim.curvature.rows_or_gram import Sample
+from kftune.optim.curvature.statistics import WeightSharing
 from kftune.optim.curvature.thin import flat, inner_product, product_flops
-from kftune.optim.interface import Likelihood, OptimizerEntry, check_choice, check_count
-from kftune.optim.linalg.factors import root_ratio
+from kftune.optim.entry import OptimizerEntry
 from kftune.optim.linalg.products import product
-from kftune.optim.preconditioning.gram_sides import (
-    RowStatistics,
-    Sample,
-    Side,
-    apply,
-    flops_of_a_row,
-    make_sides,
-    reduced,
-)
+from kftune.optim.preconditioning.damping import root_ratio
+from kftune.optim.preconditioning.gram_sides import Side, apply, flops_of_a_row, make_sides, reduced
 from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned
 from kftune.space import Float, Int, Space
 

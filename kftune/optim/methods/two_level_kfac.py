@@ -8,11 +8,12 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from kftune.optim.costs import kfac_floor
-from kftune.optim.curvature.likelihoods import Fisher
+from kftune.optim.checks import check_choice, check_range
+from kftune.optim.costs.layerwise import kfac_floor
+from kftune.optim.curvature.likelihoods import Fisher, Likelihood
 from kftune.optim.curvature.statistics import WeightSharing
 from kftune.optim.curvature.thin import flat
-from kftune.optim.interface import Likelihood, OptimizerEntry, check_choice, check_range
+from kftune.optim.entry import OptimizerEntry
 from kftune.optim.methods.kfac import KFAC
 from kftune.optim.preconditioning.coarse import (
     CoarseSums,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
@@ -14,8 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from kftune.errors import DivergenceError
+from kftune.optim.checks import check_choice, check_count
+from kftune.optim.curvature.likelihoods import Likelihood
 from kftune.optim.distributed import mean_over_processes, process_group_of
-from kftune.optim.interface import Closure, Likelihood, check_choice, check_count
+from kftune.optim.interface import Closure
 from kftune.optim.preconditioning.damping import Preconditioner
 from kftune.optim.preconditioning.quadratic_model import (
     Direction,
@@ -31,7 +33,7 @@ RESCALES: tuple[str, ...] = get_args(Rescale)
 State: TypeAlias = MutableMapping[Tensor, dict[str, Any]]
 """A torch optimizer's: parameter → what is kept of it."""
 
-_PREVIOUS, _AVERAGE = "previous_update", "parameter_average"
+_PREVIOUS = "previous_update"
 _MIN_DAMPING = 1e-8
 _DECAY = 19 / 20
 _SAME_LOSS = 1e-2  # relative: fused attention and convolutions may be computed in another way the second time
@@ -382,30 +384,3 @@ def _left_out(gradient: Direction, natural: Direction) -> Direction:
 def _previous(gradient: Direction, state: State) -> Direction:
     """δ₀ of the parameters that have a gradient."""
     return {p: state[p][_PREVIOUS] for p in gradient if p in state and _PREVIOUS in state[p]}
-
-
-def average_iterates(state: State, parameters: Iterable[nn.Parameter], d: float) -> None:
-    """θ̄ ← dθ̄ + (1 − d)θ in ``state[parameter]``; the first θ is taken as it is."""
-    known: list[Tensor] = list(parameters)
-    for p in known:
-        if _AVERAGE not in state[p]:
-            state[p][_AVERAGE] = p.detach().clone()
-    torch._foreach_lerp_([state[p][_AVERAGE] for p in known], known, 1 - d)
-
-
-@contextmanager
-def averages_swapped_in(state: State) -> Iterator[None]:
-    """Inside the block the parameters that have an average hold it."""
-    averaged = [p for p in state if _AVERAGE in state[p]]
-    current = [p.detach().clone() for p in averaged]
-    try:
-        _assign(averaged, [state[p][_AVERAGE] for p in averaged])
-        yield
-    finally:
-        _assign(averaged, current)
-
-
-@torch.no_grad()
-def _assign(parameters: list[Tensor], values: list[Tensor]) -> None:
-    if parameters:
-        torch._foreach_copy_(parameters, values)

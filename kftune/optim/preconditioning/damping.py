@@ -23,7 +23,6 @@ from kftune.optim.linalg.decompositions import (
     solve_between,
     solve_rows,
 )
-from kftune.optim.linalg.factors import trace_ratio
 from kftune.optim.linalg.products import product
 
 _T = TypeVar("_T")
@@ -86,6 +85,26 @@ def split_damping(A: Tensor, G: Tensor, damping: float, method: DampingMethod) -
         return A.new_full((), damping), G.new_full((), damping)
     pi = trace_ratio(A, G)
     return pi * damping**0.5, damping**0.5 / pi
+
+
+def trace_ratio(A: Tensor, G: Tensor) -> Tensor:
+    """π of factored Tikhonov damping: π² = (tr A/d_A)/(tr G/d_G); 1 where a trace is zero (K-FAC, section 6.3).
+
+    Args:
+        A: (d_A, d_A).
+        G: (d_G, d_G).
+
+    Returns:
+        A scalar on the factors' device; nothing is synchronised.
+    """
+    return root_ratio(A.diagonal().mean(), G.diagonal().mean())
+
+
+def root_ratio(mean_a: Tensor, mean_g: Tensor) -> Tensor:
+    """√(mean_a/mean_g) of two scalars on a device; 1 where one is not positive."""
+    usable = (mean_a > 0) & (mean_g > 0)
+    # The roots first: the ratio itself can overflow in float32.
+    return torch.where(usable, mean_a.sqrt() / mean_g.sqrt(), torch.ones_like(mean_a))
 
 
 def is_preconditioner(state: Mapping[str, Tensor]) -> bool:

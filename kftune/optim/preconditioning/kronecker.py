@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kftune.optim.curvature.likelihoods import FISHERS, Fisher
+from kftune.optim.checks import check_choice, check_count, check_periods, check_range
+from kftune.optim.curvature.likelihoods import FISHERS, Fisher, Likelihood
 from kftune.optim.curvature.statistics import WeightSharing
-from kftune.optim.interface import Likelihood, check_choice, check_count, check_periods, check_range
-from kftune.optim.linalg.factors import decay_of
 from kftune.optim.preconditioning.kl_clip import kl_clip_factor
 from kftune.optim.preconditioning.layerwise import LayerwiseOptimizer
+from kftune.optim.updates.averages import decay_of
 from kftune.optim.updates.momentum import decayed_gradients, momentum_step
 
 

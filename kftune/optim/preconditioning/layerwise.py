@@ -14,23 +14,18 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from kftune.errors import DivergenceError
+from kftune.optim.checks import check_choice
 from kftune.optim.curvature.capture import Capture
 from kftune.optim.curvature.graph import parameters_reached
 from kftune.optim.curvature.layers import Layer, find_layers, split
-from kftune.optim.curvature.likelihoods import LIKELIHOODS, Fisher, output_vectors
+from kftune.optim.curvature.likelihoods import LIKELIHOODS, Fisher, Likelihood, output_vectors
 from kftune.optim.curvature.random import Random
-from kftune.optim.curvature.statistics import (
-    WEIGHT_SHARINGS,
-    LazyRows,
-    Passed,
-    Rows,
-    Statistics,
-    WeightSharing,
-    make_rows,
-)
+from kftune.optim.curvature.rows import LazyRows, Passed, Rows, make_rows
+from kftune.optim.curvature.statistics import WEIGHT_SHARINGS, Statistics, WeightSharing
 from kftune.optim.curvature.thin import gradient
 from kftune.optim.distributed import mean_over_processes, process_group_of, rank_of
-from kftune.optim.interface import Closure, Likelihood, ModelOptimizer, all_finite, check_choice
+from kftune.optim.interface import Closure, ModelOptimizer
+from kftune.optim.linalg.finite import all_finite
 
 
 @dataclass(eq=False)
