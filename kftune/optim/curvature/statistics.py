@@ -28,6 +28,7 @@ class Statistics:
 
     Attributes:
         n_examples: examples seen.
+        seen: layers that a forward pass has shown, whether or not it was asked for sums.
         gradient_scale: what the gradients that were added must be multiplied with to be the unreduced loss'.
     """
 
@@ -38,6 +39,7 @@ class Statistics:
         self._gradients: dict[str, Tensor] = {}
         self._n_rows: dict[str, int] = {}
         self.n_examples = 0
+        self.seen: set[str] = set()
         self.gradient_scale = 1
 
     def add_input(self, name: str, a: Tensor) -> None:

@@ -130,16 +130,7 @@ class FOOF(LayerwiseOptimizer):
     def _forward_backward(self, closure: Closure) -> tuple[Tensor, int]:
         if not self._gathering_only or self._fisher is not None:
             return super()._forward_backward(closure)
-        with self._capture.recording(self._see_input):
-            loss, output = closure()
-        return loss, len(output)
-
-    def _see_input(self, module: str, a: Tensor, s: Tensor) -> None:
-        """Take a layer's input in a step that only gathers."""
-        with self.phases.phase("statistics"):
-            for layer in self._of_module[module]:
-                self._seen.add(layer.name)
-                self._statistics.add_input(layer.name, a)
+        return self._gatherer.forward_only(closure, self._statistics, self.phases)
 
     def _update(self) -> None:
         if self._statistics_due():

@@ -11,13 +11,13 @@ from torch.autograd.graph import Node
 
 from kftune.optim.costs.layerwise import kfac_tridiagonal_floor
 from kftune.optim.curvature.capture import Capture
+from kftune.optim.curvature.gathering import Use
 from kftune.optim.curvature.graph import connected
 from kftune.optim.curvature.layers import Layer, LinearLayer
 from kftune.optim.curvature.likelihoods import Fisher, Likelihood
 from kftune.optim.entry import OptimizerEntry
 from kftune.optim.interface import Closure
 from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned
-from kftune.optim.preconditioning.layerwise import Use
 from kftune.optim.preconditioning.tridiagonal import Cross, End, Link, Moments, apply, invert
 from kftune.space import Float, Int, Space
 
@@ -98,28 +98,28 @@ class BlockTridiagonalKFAC(KroneckerOptimizer):
             seed=seed,
             treatment="block-tridiagonal Kronecker-factored",
         )
-        self._frozen = Capture(self._frozen_modules(model))
+        self._linear = Capture(self._modules_with_matrices(model))
         self._calls: list[str] = []
         self._output: Node | None = None
         self._chain: list[str] | None = None
         self._reset_crosses()
 
-    def _frozen_modules(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Modules with matrices that are not trained.
+    def _modules_with_matrices(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Those that are trained, and those that are not.
 
         Raises:
             ValueError: another module than a linear layer is trained, or not for itself alone.
         """
-        frozen = {}
+        found = {}
         for name, module in model.named_modules():
             own = [p for p in module.parameters(recurse=False) if p.dim() > 1]
             if any(p.requires_grad for p in own) and not isinstance(self._layers.get(name), LinearLayer):
                 shared = type(module) is nn.Linear
                 why = "its weight is shared with another module" if shared else f"it is {type(module).__name__}"
                 raise ValueError(_no_chain(name, why))
-            if own and name not in self._layers:
-                frozen[name] = module
-        return frozen
+            if own:
+                found[name] = module
+        return found
 
     # Gathering.
 
@@ -138,7 +138,7 @@ class BlockTridiagonalKFAC(KroneckerOptimizer):
         self._calls = []
 
         def watched() -> tuple[Tensor, Tensor]:
-            with self._frozen.recording(lambda name, a, s: self._calls.append(name)):
+            with self._linear.recording(lambda name, a, s: self._calls.append(name)):
                 loss, output = closure()
             self._output = output.grad_fn
             return loss, output
@@ -147,10 +147,6 @@ class BlockTridiagonalKFAC(KroneckerOptimizer):
             return super()._forward_backward(watched)
         finally:
             self._output = None  # the graph must not outlive the update
-
-    def _see(self, use: Use, s: Tensor) -> None:
-        super()._see(use, s)
-        self._calls.append(use.module)
 
     def _take_rows(self, uses: Sequence[Use], gradients: Sequence[Tensor | None], n_examples: int) -> None:
         if not uses:
@@ -200,8 +196,8 @@ class BlockTridiagonalKFAC(KroneckerOptimizer):
                 raise RuntimeError(_no_chain(use.module, why))
 
     def _check_gathered(self) -> None:
-        missed = [name for name in self._layers_with_gradient() if name not in self._seen]
-        if self._seen and missed:
+        missed = [name for name in self._layers_with_gradient() if name not in self._statistics.seen]
+        if self._statistics.seen and missed:
             why = "it has a gradient but was not seen in the forward pass (is it in training mode?)"
             raise RuntimeError(_no_chain(missed[0], why))
         super()._check_gathered()

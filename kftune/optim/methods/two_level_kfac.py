@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kftune.optim.checks import check_choice, check_range
 from kftune.optim.costs.layerwise import kfac_floor
+from kftune.optim.curvature.gathering import Use
 from kftune.optim.curvature.likelihoods import Fisher, Likelihood
 from kftune.optim.curvature.statistics import WeightSharing
 from kftune.optim.curvature.thin import flat
@@ -28,7 +29,6 @@ from kftune.optim.preconditioning.coarse import (
 )
 from kftune.optim.preconditioning.damping import DampingMethod
 from kftune.optim.preconditioning.kronecker import Preconditioned
-from kftune.optim.preconditioning.layerwise import Use
 from kftune.space import Float, Int, Space
 
 CoarseDamping: TypeAlias = Literal["identity", "sizes"]
@@ -155,7 +155,7 @@ class TwoLevelKFAC(KFAC):
         for use, tensor in zip(uses, tensors, strict=True):
             if tensor is None:
                 continue
-            for layer in self._of_module[use.module]:
+            for layer in self._gatherer.of_module[use.module]:
                 own_tensor = layer.examples_first(tensor.detach(), n_examples)
                 sums, positions = (input_sums if side == "input" else output_sums)(layer, own_tensor), use.positions
                 if self._weight_sharing == "reduce":
