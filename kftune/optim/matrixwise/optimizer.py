@@ -19,9 +19,8 @@ from kftune.optim.interface import ModelOptimizer
 from kftune.optim.linalg.finite import all_finite
 from kftune.optim.linalg.gram import add_gram
 from kftune.optim.linalg.products import padded_zeros
-from kftune.optim.updates.adam import adamw_step
+from kftune.optim.updates.adam import adamw_group, adamw_group_step
 from kftune.optim.updates.averages import debiased_decay_of
-from kftune.optim.updates.momentum import can_fuse
 
 Side: TypeAlias = Literal["left", "right"]
 
@@ -56,16 +55,11 @@ class MatrixwiseOptimizer(ModelOptimizer):
         treatment: str,
         fallback: str,
     ) -> None:
-        for name in ("lr", "weight_decay"):
-            check_range(name, hyperparameters[name])
-        for name in ("beta1", "beta2"):
-            check_range(name, hyperparameters[name], high=1.0)
-        check_range("eps", hyperparameters["eps"], low_in=False)
+        group = adamw_group(list(model.parameters()), **hyperparameters)
         check_range("factor_decay", factor_decay, high=1.0, high_in=True)
         check_count("inverses_every", inverses_every)
         check_count("max_dimension", max_dimension, low=0)
-        # torch moves a loaded "step" to the parameter's device for groups that say so.
-        super().__init__(model, hyperparameters | {"fused": can_fuse(list(model.parameters()))})
+        super().__init__(model, group)
         self._factor_decay, self._inverses_every = factor_decay, inverses_every
         self._names = {
             p: name
@@ -130,16 +124,7 @@ class MatrixwiseOptimizer(ModelOptimizer):
 
     def _adamw(self, parameters: Iterable[nn.Parameter]) -> None:
         for group, own in self._by_group(parameters):
-            adamw_step(
-                self,
-                own,
-                lr=group["lr"],
-                beta1=group["beta1"],
-                beta2=group["beta2"],
-                eps=group["eps"],
-                weight_decay=group["weight_decay"],
-                fused=group["fused"],
-            )
+            adamw_group_step(self, group, own)
 
     def coverage(self) -> dict[str, str]:
         """Parameter name → the matrices' rule (and which side of it alone), the fallback, or ``"frozen"``."""

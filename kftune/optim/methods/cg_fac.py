@@ -206,6 +206,8 @@ ENTRIES = (
             ({"likelihood": "poisson"}, "likelihood must be one of categorical, gaussian, bernoulli, got 'poisson'"),
         ),
         deterministic={"fisher": "exact"},
+        kl_clip=True,
+        distributed=False,
         floor=cg_fac_floor,
     ),
 )

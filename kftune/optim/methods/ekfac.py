@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kftune.optim.checks import check_choice, check_count
 from kftune.optim.costs.layerwise import ekfac_floor
-from kftune.optim.curvature.layers import ConvLayer, Layer
+from kftune.optim.curvature.layers import Layer
 from kftune.optim.curvature.likelihoods import Fisher, Likelihood
 from kftune.optim.curvature.rows import Rows
 from kftune.optim.curvature.statistics import WeightSharing
@@ -204,11 +204,7 @@ class EKFAC(KroneckerOptimizer):
         state = self._layer_state[name]
         return Basis(state["input_vectors"], state["gradient_vectors"])
 
-    def _prefers_factors(self, layer: Layer, n_rows: int) -> bool:
-        if not (self._inverses_due() or self._is_inverted(layer.name)):
-            return False
-        if self._groups()[layer.weight]["weight_decay"] != 0 or isinstance(layer, ConvLayer):
-            return False  # W would have to be preconditioned too; patches would have to be made
+    def _factors_are_cheaper(self, layer: Layer, n_rows: int) -> bool:
         d_A, d_G = layer.d_A, layer.d_G
         return n_rows * (d_A**2 + d_G**2) < d_A * d_G * (d_A + d_G)
 
@@ -276,6 +272,7 @@ ENTRIES = (
             ({"likelihood": "poisson"}, "likelihood must be one of categorical, gaussian, bernoulli, got 'poisson'"),
         ),
         deterministic={"fisher": "exact"},
+        kl_clip=True,
         floor=ekfac_floor,
     ),
 )

@@ -147,9 +147,7 @@ class ThesisKFAC(LayerwiseOptimizer):
         return state["step_average"]
 
     def _average_factors(self, alpha: float) -> None:
-        inputs = self._mean_over_processes(self._statistics.input_covariances())
-        gradients = self._mean_over_processes(self._statistics.gradient_covariances())
-        self._check_gathered()
+        inputs, gradients = self._batch_covariances()
         self._n_statistics += 1
         self._average("input_covariance", {name: self._normalize(A) for name, A in inputs.items()}, alpha)
         self._average("gradient_covariance", {name: self._normalize(G) for name, G in gradients.items()}, alpha)

@@ -295,6 +295,7 @@ ENTRIES = (
             ({"momentum": 1.0}, "momentum must be in [0, 1), got 1.0"),
         ),
         deterministic={"fisher": "exact"},
+        kl_clip=True,
         chains_only=True,
         floor=kfac_tridiagonal_floor,
     ),

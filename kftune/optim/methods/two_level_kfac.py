@@ -264,6 +264,7 @@ ENTRIES = (
             ({"kl_clip": 0.0}, "kl_clip must be in (0, inf), got 0.0"),
         ),
         deterministic={"fisher": "exact"},
+        kl_clip=True,
         floor=kfac_floor,
     ),
 )

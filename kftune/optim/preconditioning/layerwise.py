@@ -196,6 +196,17 @@ class LayerwiseOptimizer(ModelOptimizer):
             mean_over_processes(list(tensors.values()), self._process_group)
         return tensors
 
+    def _batch_covariances(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(layer → A, layer → G) of this update.
+
+        Raises:
+            RuntimeError: no layer was seen.
+        """
+        inputs = self._mean_over_processes(self._statistics.input_covariances())
+        gradients = self._mean_over_processes(self._statistics.gradient_covariances())
+        self._check_gathered()
+        return inputs, gradients
+
     def _average(self, key: str, news: dict[str, Tensor], decay: float) -> None:
         """state[key] ← decay·state[key] + (1 − decay)·new, layer by layer; a layer's first value is taken as it is."""
         averaged = [(self._layer_state[name][key], new) for name, new in news.items() if key in self._layer_state[name]]
@@ -207,11 +218,6 @@ class LayerwiseOptimizer(ModelOptimizer):
     def _groups(self) -> dict[nn.Parameter, dict[str, Any]]:
         """Parameter → its group."""
         return {p: group for group in self.param_groups for p in group["params"]}
-
-    def _dampings(self) -> dict[str, float]:
-        """Layer → λ, that of the weight's group."""
-        groups = self._groups()
-        return {name: groups[layer.weight]["damping"] for name, layer in self._layers.items()}
 
     def _layers_with_gradient(self) -> list[str]:
         """Layers whose gradient is in ``.grad`` or in :attr:`_gradient_rows`."""

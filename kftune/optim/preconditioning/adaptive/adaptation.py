@@ -1,84 +1,30 @@
-"""What K-FAC adapts while it trains: λ, γ, lengths of updates, averages (Martens, Grosse 2015, sections 6.4 to 13)."""
+"""Length and momentum of an update, and what λ and γ become after it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.parallel import DistributedDataParallel
 
 from kftune.errors import DivergenceError
-from kftune.optim.checks import check_choice, check_count
 from kftune.optim.curvature.likelihoods import Likelihood
-from kftune.optim.distributed import mean_over_processes, process_group_of
-from kftune.optim.interface import Closure
-from kftune.optim.preconditioning.damping import Preconditioner
-from kftune.optim.preconditioning.quadratic_model import (
+from kftune.optim.preconditioning.adaptive.options import AdaptiveOptions
+from kftune.optim.preconditioning.adaptive.quadratic_model import (
     Direction,
     QuadraticModel,
     combine,
-    fisher_products,
     inner_products,
 )
-
-Rescale: TypeAlias = Literal["none", "alpha", "alpha_and_momentum"]
-RESCALES: tuple[str, ...] = get_args(Rescale)
-
-State: TypeAlias = MutableMapping[Tensor, dict[str, Any]]
-"""A torch optimizer's: parameter → what is kept of it."""
+from kftune.optim.preconditioning.adaptive.replay import Replay
+from kftune.optim.preconditioning.damping import Preconditioner
+from kftune.optim.updates.averages import State
 
 _PREVIOUS = "previous_update"
 _MIN_DAMPING = 1e-8
 _DECAY = 19 / 20
-_SAME_LOSS = 1e-2  # relative: fused attention and convolutions may be computed in another way the second time
-_SMALL_LOSS = 1e-3  # below it rounding of the outputs counts
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdaptiveOptions:
-    """The options of :class:`~kftune.optim.methods.kfac.KFAC` of the same names."""
-
-    rescale: Rescale
-    adaptive_damping: bool
-    damping_every: int
-    damped_reduction: bool
-    adaptive_gamma: bool
-    gamma_every: int
-
-    def check(self, fixed_step: Mapping[str, object], damping_method: str) -> None:
-        """Refuse what contradicts itself or would have no effect.
-
-        Args:
-            fixed_step: the options that otherwise set the length of an update; None, 0 or False where not in use.
-            damping_method: how the factors are damped.
-
-        Raises:
-            ValueError: it names the options.
-        """
-        check_choice("rescale", self.rescale, RESCALES)
-        check_count("damping_every", self.damping_every)
-        check_count("gamma_every", self.gamma_every)
-        if self.rescale == "none":
-            for name in ("adaptive_damping", "adaptive_gamma"):
-                if getattr(self, name):
-                    raise ValueError(
-                        f"{name} needs rescale='alpha' or 'alpha_and_momentum', got 'none': "
-                        "without it there is no quadratic model to go by"
-                    )
-        elif any(fixed_step.values()):
-            found = ", ".join(f"{name}={value!r}" for name, value in fixed_step.items() if value)
-            raise ValueError(
-                f"rescale={self.rescale!r} makes the quadratic model set the length of an update; "
-                f"it needs kl_clip=None, momentum=0 and nesterov=False, got {found}"
-            )
-        if self.adaptive_gamma and damping_method != "factored":
-            raise ValueError(f"adaptive_gamma needs damping_method='factored', got {damping_method!r}")
 
 
 _NOT_THE_SAME = (
@@ -119,109 +65,6 @@ class Step(NamedTuple):
     predicted: float
     alpha: float
     momentum: float
-
-
-class _Run(NamedTuple):
-    """One micro-batch of an update."""
-
-    closure: Closure
-    random: tuple[Tensor, Tensor | None]
-    loss: Tensor
-    n_examples: int
-
-
-class Replay:
-    """The closures of one update, run again: on the same random numbers, and leaving random state and buffers alone.
-
-    Under DistributedDataParallel, what comes back is the mean over all processes, of as many examples each.
-
-    Args:
-        model: the network that the closures run.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._process_group = process_group_of(model)
-        self._runs: list[_Run] = []
-
-    def random_state(self) -> tuple[Tensor, Tensor | None]:
-        """What :meth:`add` needs, from before the closure ran."""
-        device = self._device()
-        return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    def _device(self) -> torch.device:
-        return next(self._model.parameters()).device
-
-    def add(self, closure: Closure, random: tuple[Tensor, Tensor | None], loss: Tensor, n_examples: int) -> None:
-        """Remember a closure that has just been run."""
-        self._runs.append(_Run(closure, random, loss.detach(), n_examples))
-
-    def clear(self) -> None:
-        """Forget the closures, and with them their batches."""
-        self._runs = []
-
-    def fisher_products(self, directions: Sequence[Direction], likelihood: Likelihood) -> tuple[Tensor, Tensor]:
-        """DᵀFD of all examples, (k, k) in float64 on the device, and whether a closure has another loss than before.
-
-        The second is a number in float64 on the device, above 0 if so (in any process). The parameters must still be
-        what they were when the closures ran.
-        """
-        found: list[Tensor] = []
-        differs: list[Tensor] = []
-        for run in self._runs:
-            # Fused attention cannot be differentiated twice.
-            with self._again(run), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-                loss, output = run.closure()
-                found.append(fisher_products(output, directions, likelihood))
-            differs.append(_differ(run.loss, loss.detach()))
-        if not found:
-            raise RuntimeError("there is no closure to run again")
-        total = torch.stack(found).sum(dim=0)
-        means = self._mean(torch.cat([total.flatten(), torch.stack(differs).sum(dim=0, keepdim=True)]))
-        return means[:-1].view_as(total), means[-1]
-
-    @torch.no_grad()
-    def loss_change(self) -> Tensor:
-        """The mean loss over all examples now, less what it was when the closures ran; float64 on the device."""
-        changes = []
-        for run in self._runs:
-            with self._again(run):
-                loss, _ = run.closure()
-            changes.append((loss.double() - run.loss.double()) * run.n_examples)
-        return self._mean(torch.stack(changes).sum())
-
-    def _mean(self, total: Tensor) -> Tensor:
-        mean = total / sum(run.n_examples for run in self._runs)
-        if self._process_group is not None:
-            mean_over_processes([mean], self._process_group)
-        return mean
-
-    @contextmanager
-    def _again(self, run: _Run) -> Iterator[None]:
-        """Inside the block the random numbers are those of ``run``, and the model's buffers are copies."""
-        modules = list(self._model.modules())
-        buffers = [(m, name, buffer) for m in modules for name, buffer in m.named_buffers(recurse=False)]
-        devices = [] if run.random[1] is None else [self._device()]
-        with torch.random.fork_rng(devices=devices), ExitStack() as unsynchronised:
-            for module in modules:
-                if isinstance(module, DistributedDataParallel):  # waits for a backward pass, and shares the buffers
-                    unsynchronised.enter_context(module.no_sync())
-            torch.set_rng_state(run.random[0])
-            if run.random[1] is not None:
-                torch.cuda.set_rng_state(run.random[1], self._device())
-            try:
-                for module, name, buffer in buffers:
-                    module._buffers[name] = buffer.clone()
-                yield
-            finally:
-                for module, name, buffer in buffers:
-                    module._buffers[name] = buffer
-
-
-def _differ(before: Tensor, now: Tensor) -> Tensor:
-    """Whether two losses differ by more than rounding; what is not finite is another matter."""
-    before, now = before.double(), now.double()
-    return (now - before).abs() > _SAME_LOSS * (torch.maximum(before.abs(), now.abs()) + _SMALL_LOSS)
 
 
 class Adaptation:
