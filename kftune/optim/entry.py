@@ -32,8 +32,8 @@ class OptimizerEntry:
             ``preconditioning``, and otherwise none of them.
         example: hyperparameters that work on a small, well-scaled problem (shown by ``kftune describe``). In 100
             updates on 60 examples they bring the loss of a network of two layers below 0.4 of what it was, with every
-            likelihood, in float32 and float64; in 60 updates that of small convolutional, recurrent and attention
-            networks below 0.7 (unless ``chains_only``). With them every trained parameter changes, and a learning rate
+            likelihood, in float32 and float64; in 60 updates that of a small residual and a small attention
+            network below 0.7 (unless ``chains_only``). With them every trained parameter changes, and a learning rate
             of 0 changes none.
         invalid: (hyperparameters, part of the message) pairs that ``cls`` must refuse with ``ValueError``.
         deterministic: hyperparameters under which an update depends on the examples alone, not on how they are split

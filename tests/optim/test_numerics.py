@@ -188,7 +188,7 @@ def test_hooks_report_only_while_recording_and_go_with_the_capture():
     model(x)
     assert seen == ["fc"]
     assert len(model._forward_hooks) == 1
-    capture.remove()
+    del capture
     assert not model._forward_hooks
 
 
