@@ -1,5 +1,14 @@
 """Optimizers, first- and second-order, behind one interface; usable without the rest of kftune.
 
+Rooms, each of which imports only from those below it:
+
+* ``methods``: the optimizers, one file each;
+* ``preconditioning`` (K-FAC's family), ``matrixwise`` (Shampoo's), ``own`` (anyone's optimizer behind the interface);
+* ``entry``: what the registry knows of an optimizer; ``costs``: what its step costs at least;
+* ``curvature``: what a layer saw, and whose labels it was for;
+* ``interface``: what every optimizer is; ``distributed``: several processes;
+* ``updates`` (momentum, Adam, averages), ``linalg`` (functions of matrices), ``checks`` (of hyperparameters).
+
 Conventions of every docstring in this package, for a layer ``s = W a + b`` and a loss that is the **mean** over N
 examples of ℓ_n:
 
@@ -11,7 +20,8 @@ examples of ℓ_n:
 """
 
 from kftune._registry import Registry
-from kftune.optim.interface import ModelOptimizer, OptimizerEntry, PhaseTimer
+from kftune.optim.entry import OptimizerEntry
+from kftune.optim.interface import ModelOptimizer, PhaseTimer
 from kftune.optim.methods.adamw import AdamW
 from kftune.optim.methods.cg_fac import CGFAC
 from kftune.optim.methods.ekfac import EKFAC

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import copy
-import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from kftune.errors import DivergenceError
-from kftune.space import Space, Value
+from kftune.optim.linalg.finite import all_finite
 
 Closure: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
 """Runs the model forward on one micro-batch; returns (mean loss, output). It does not call ``backward``."""
-
-Likelihood: TypeAlias = Literal["categorical", "gaussian", "bernoulli"]
-"""The model's predictive distribution: ``categorical`` (logits, cross-entropy over classes in the last dimension),
-``gaussian`` (``mse_loss(reduction="mean")``), ``bernoulli`` (logits, ``binary_cross_entropy_with_logits`` mean over
-examples *and* outputs)."""
 
 Phase: TypeAlias = Literal["forward_backward", "statistics", "inversion", "preconditioning", "update"]
 """Where the seconds of a step go. Nested phases are exclusive: the inner one's time is not the outer one's."""
@@ -252,126 +245,3 @@ class ModelOptimizer(torch.optim.Optimizer):
 
     def _load_extra_state(self, extra: dict[str, Any]) -> None:
         """Inverse of :meth:`_extra_state`; ``extra`` belongs to this optimizer alone."""
-
-
-def all_finite(tensors: list[Tensor]) -> bool:
-    """Whether no entry of any tensor is inf or nan, by one host synchronisation for all of them."""
-    # The Euclidean norm is 15 times faster than the largest magnitude on a CPU, but can overflow where no entry does.
-    for ord_ in (2.0, math.inf):
-        norms = torch._foreach_norm(tensors, ord=ord_)
-        if bool(torch.isfinite(torch.stack([norm.to(norms[0]) for norm in norms])).all()):
-            return True
-    return False
-
-
-def check_range(
-    name: str, value: float, *, low: float = 0.0, high: float = math.inf, low_in: bool = True, high_in: bool = False
-) -> None:
-    """Refuse a number outside an interval, or nan.
-
-    Raises:
-        ValueError: it names the argument, the value and the interval.
-    """
-    inside = (low <= value if low_in else low < value) and (value <= high if high_in else value < high)
-    if not inside:
-        interval = f"{'[' if low_in else '('}{low:g}, {high:g}{']' if high_in else ')'}"
-        raise ValueError(f"{name} must be in {interval}, got {value!r}")
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Refuse a word that is not one of ``choices``.
-
-    Raises:
-        ValueError: it names the argument, the value and the choices.
-    """
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def check_count(name: str, value: int, *, low: int = 1) -> None:
-    """Refuse what is not a whole number of at least ``low``.
-
-    Raises:
-        ValueError: it names the argument, the value and what is allowed.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerSize:
-    """What the cost of a layer's curvature depends on, for one update.
-
-    Attributes:
-        d_A: side of A.
-        d_G: side of G.
-        n_rows: rows of A's sample behind one update: examples times positions.
-        n_positions: rows of one example.
-    """
-
-    d_A: int  # noqa: N815  # the dimension of A
-    d_G: int  # noqa: N815  # the dimension of G
-    n_rows: int
-    n_positions: int = 1
-
-
-Floor: TypeAlias = Callable[[Sequence[LayerSize], Mapping[str, Any]], Mapping[Phase, float]]
-"""(layers, hyperparameters with every default filled in) → floating-point operations that no implementation of the
-method can avoid in an average update, by phase, on top of the 6·Σ n_rows·d_A·d_G of forward and backward passes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerEntry:
-    """One optimizer of the registry: all that the CLI, the search and the shared tests know of it.
-
-    Attributes:
-        name: its name in a study file.
-        cls: the class. Called as ``cls(model, likelihood=..., seed=..., **hyperparameters)``.
-        summary: one line.
-        paper: source, as one would cite it in a line.
-        space: default search space, over hyperparameters of ``cls`` and of the training loop
-            (``batch_size``, ``effective_batch_size``).
-        second_order: whether it uses curvature.
-        example: hyperparameters that work on a small, well-scaled problem (shown by ``kftune describe``).
-        invalid: (hyperparameters, part of the message) pairs that ``cls`` must refuse with ``ValueError``.
-        deterministic: hyperparameters under which an update depends on the examples alone, not on how they are split
-            into micro-batches (drawn labels do).
-        chains_only: whether it takes nothing but chains of linear layers.
-        floor: see :data:`Floor`; None for a method without matrix products of its own.
-    """
-
-    name: str
-    cls: Callable[..., ModelOptimizer]
-    summary: str
-    paper: str
-    space: Space
-    second_order: bool
-    example: Mapping[str, Value] = field(default_factory=dict)
-    invalid: tuple[tuple[Mapping[str, Any], str], ...] = ()
-    deterministic: Mapping[str, Value] = field(default_factory=dict)
-    chains_only: bool = False
-    floor: Floor | None = None
-
-    def build(
-        self, model: nn.Module, *, likelihood: Likelihood, seed: int = 0, params: Mapping[str, Any]
-    ) -> ModelOptimizer:
-        """An optimizer over ``model`` with these hyperparameters.
-
-        Raises:
-            ValueError: an invalid value; the message names the argument, the value and what is allowed.
-        """
-        return self.cls(model, likelihood=likelihood, seed=seed, **params)
-
-
-def check_periods(statistics_every: int, inverses_every: int) -> None:
-    """Refuse periods that are no counts, and inversions at updates that gather no statistics.
-
-    Raises:
-        ValueError: it names both.
-    """
-    check_count("statistics_every", statistics_every)
-    check_count("inverses_every", inverses_every)
-    if inverses_every % statistics_every:
-        raise ValueError(
-            f"inverses_every must be a multiple of statistics_every, got {inverses_every} and {statistics_every}"
-        )

@@ -9,8 +9,9 @@ import torch
 
 from kftune.errors import CurvatureError
 from kftune.optim import KFAC
-from kftune.optim.curvature.kronecker_rows import KroneckerRows, RowsOrGram
-from kftune.optim.curvature.statistics import Rows
+from kftune.optim.curvature.kronecker_rows import KroneckerRows
+from kftune.optim.curvature.rows import Rows
+from kftune.optim.curvature.rows_or_gram import RowsOrGram
 from kftune.optim.linalg.conjugate_gradients import conjugate_gradients
 from kftune.optim.methods.cg_fac import CGFAC
 from tests.optim._dense import DTYPE, make_batch, make_closure, make_net, relative_error

@@ -122,8 +122,8 @@ def test_a_closure_that_raises_leaves_nothing_behind(entry):
         disturbed.accumulate(failing)
     with pytest.raises(RuntimeError, match="nothing to step from"):
         disturbed.step()
-    if hasattr(disturbed, "_random"):  # labels drawn for the dropped batch
-        disturbed._random.load(calm._random.state())
+    if hasattr(disturbed, "_gatherer"):  # labels drawn for the dropped batch
+        disturbed._gatherer.random.load(calm._gatherer.random.state())
     assert train(disturbed, models[0], 3) == train(calm, models[1], 3)
 
 

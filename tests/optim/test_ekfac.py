@@ -8,7 +8,7 @@ from curvlinops import EKFACLinearOperator, FisherType
 from torch import nn
 
 from kftune.optim import EKFAC, KFAC
-from kftune.optim.curvature.statistics import Rows
+from kftune.optim.curvature.rows import Rows
 from kftune.optim.preconditioning import eigenbasis as numerics
 from kftune.optim.preconditioning.eigenbasis import Basis, add_second_moments, moved
 from tests.optim._dense import (

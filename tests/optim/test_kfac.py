@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from kftune.optim import KFAC
+from kftune.optim import KFAC, OPTIMIZERS
 from kftune.optim.preconditioning.damping import make_preconditioners, precondition, split_damping
+from tests.optim._contract import build, network, train
 from tests.optim._dense import (
     DTYPE,
     layer_gradient,
@@ -230,3 +231,17 @@ def test_what_has_no_curvature_rule_goes_by_sgd_and_says_so():
             torch.testing.assert_close(change, 0.3 * p.grad)
         else:
             assert not torch.allclose(change, 0.3 * p.grad)
+
+
+def test_the_share_of_clipped_updates():
+    """κ between the largest and the smallest of what four updates would change: it shortens some of them."""
+    entry = OPTIMIZERS.get("kfac")
+    shares = []
+    for kl_clip in (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0):
+        model = network()
+        optimizer = build(entry, model, kl_clip=kl_clip)
+        train(optimizer, model, 8)
+        shares.append(optimizer.readings()["kl_clip_active"])
+    assert shares == sorted(shares, reverse=True)
+    assert {share * 8 % 1 for share in shares} == {0.0}
+    assert any(0 < share < 1 for share in shares)

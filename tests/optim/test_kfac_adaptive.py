@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from kftune.optim import KFAC, SGD
-from kftune.optim.preconditioning import adaptive
+from kftune.optim import KFAC, OPTIMIZERS, SGD
+from kftune.optim.preconditioning.adaptive import adaptation
+from kftune.optim.preconditioning.adaptive.options import AdaptiveOptions
 from tests.optim._adaptive_kfac import batches, build, curvature, position, step
+from tests.optim._contract import build as build_entry
+from tests.optim._contract import network, train
 from tests.optim._dense import DTYPE, make_batch, make_closure, make_net, relative_error
 from tests.optim._dense_objective import flatten
 
@@ -144,14 +147,14 @@ def test_without_rescaling_only_the_average_differs_from_plain_kfac():
     ],
 )
 def test_levenberg_marquardt(change, expected):
-    assert adaptive.levenberg_marquardt(2.0, change, -1.0, 5) == pytest.approx(2 * expected, rel=1e-15)
+    assert adaptation.levenberg_marquardt(2.0, change, -1.0, 5) == pytest.approx(2 * expected, rel=1e-15)
 
 
 def test_levenberg_marquardt_has_a_floor_and_ignores_what_the_model_did_not_like():
-    assert adaptive.levenberg_marquardt(1e-8, -1.0, -1.0, 5) == 1e-8
+    assert adaptation.levenberg_marquardt(1e-8, -1.0, -1.0, 5) == 1e-8
     for predicted in (0.0, 1.0):
         for change in (-1.0, 0.0, float("nan")):
-            assert adaptive.levenberg_marquardt(2.0, change, predicted, 5) == 2.0
+            assert adaptation.levenberg_marquardt(2.0, change, predicted, 5) == 2.0
 
 
 @pytest.fixture
@@ -163,8 +166,8 @@ def adapted(monkeypatch):
         seen.append(arguments)
         return rule(*arguments)
 
-    rule = adaptive.levenberg_marquardt
-    monkeypatch.setattr(adaptive, "levenberg_marquardt", recording)
+    rule = adaptation.levenberg_marquardt
+    monkeypatch.setattr(adaptation, "levenberg_marquardt", recording)
     return seen
 
 
@@ -282,7 +285,7 @@ def test_gamma_waits_for_an_inversion_and_starts_at_the_root_of_both_dampings():
 def test_gamma_has_a_floor():
     options = {"adaptive_damping": False, "damping_every": 5, "damped_reduction": True}
     options |= {"rescale": "alpha", "adaptive_gamma": True, "gamma_every": 1}
-    found = adaptive.Adaptation(make_net(2, 2), "gaussian", adaptive.AdaptiveOptions(**options), 1e-8).gammas(1)
+    found = adaptation.Adaptation(make_net(2, 2), "gaussian", AdaptiveOptions(**options), 1e-8).gammas(1)
     assert found[0] == found[1] == 1e-4 < found[2]
 
 
@@ -373,3 +376,17 @@ def test_a_state_of_the_other_kind_is_refused_before_anything_changes(saved, own
     with pytest.raises(ValueError, match=r"is one of (plain|adaptive) K-FAC, this optimizer is (plain|adaptive)"):
         optimizer.load_state_dict(state)
     assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_adaptive_kfac_says_what_it_has_adapted():
+    model = network()
+    optimizer = build_entry(OPTIMIZERS.get("kfac_adaptive"), model, damping_every=1, gamma_every=1)
+    start = optimizer.readings()
+    train(optimizer, model, 12)
+    readings = optimizer.readings()
+    assert readings["damping"] == optimizer.param_groups[0]["damping"] != start["damping"]
+    assert readings["gamma"] == optimizer._adaptation.gamma != start["gamma"]
+    assert readings["alpha"] > 0
+    assert readings["momentum"] != 0
+    assert start["momentum"] == 0
+    assert not {"alpha"} & (set(start) | set(optimizer.readings()))  # means over updates

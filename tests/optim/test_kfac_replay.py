@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kftune.optim.preconditioning import adaptive
+from kftune.optim.preconditioning.adaptive.replay import Replay, losses_differ
 from tests.optim._adaptive_kfac import batches, build, curvature, position, step
 from tests.optim._dense import DTYPE, make_closure
 
@@ -51,7 +51,7 @@ def test_buffers_and_random_numbers_are_as_after_one_run():
 def test_a_closure_runs_again_on_the_same_random_numbers():
     torch.manual_seed(0)
     model = Noisy()
-    replay = adaptive.Replay(model)
+    replay = Replay(model)
     closures = [make_closure(model, *batch, "categorical") for batch in batches(2)]
     losses = []
     for closure in closures:
@@ -167,4 +167,4 @@ def test_bound_closures_train_with_dropout_and_in_low_precision():
     ],
 )
 def test_how_far_losses_may_differ(before, now, expected):
-    assert bool(adaptive._differ(torch.tensor(before), torch.tensor(now))) is expected
+    assert bool(losses_differ(torch.tensor(before), torch.tensor(now))) is expected

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from kftune.errors import CurvatureError
-from kftune.optim import ThesisKFAC
+from kftune.optim import OPTIMIZERS, ThesisKFAC
 from kftune.optim.linalg.decompositions import noisy_inverses
+from tests.optim._contract import build, network, train
 from tests.optim._dense import (
     DTYPE,
     layer_matrix,
@@ -193,3 +194,13 @@ def test_factors_are_normalised():
     for name in linear_layers(model):
         for factor in stored_factors(optimizer, name):
             assert factor.abs().max().item() == pytest.approx(1.0)
+
+
+def test_the_thesis_schedule_is_read():
+    model = network()
+    optimizer = build(OPTIMIZERS.get("kfac_thesis"), model, momentum_schedule="linear", m_rate=1.0, m_max=0.12)
+    read = []
+    for step in range(4):
+        train(optimizer, model, 1, first=step)
+        read.append(optimizer.readings()["momentum"])
+    assert read == pytest.approx([0.0, 0.05, 0.1, 0.12])

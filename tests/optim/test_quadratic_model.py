@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from kftune.optim.preconditioning.quadratic_model import (
+from kftune.optim.preconditioning.adaptive.quadratic_model import (
     QuadraticModel,
     combine,
     fisher_products,

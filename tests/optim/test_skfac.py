@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from kftune.optim import KFAC, SKFAC
-from kftune.optim.preconditioning.gram_sides import Sample, apply, by_rows, make_sides, reduced
+from kftune.optim.curvature.rows_or_gram import Sample
+from kftune.optim.preconditioning.gram_sides import apply, by_rows, make_sides, reduced
 from tests.optim._dense import DTYPE, make_closure, relative_error
 
 EXACT = 1e-10  # relative, float64; observed at most 8e-12

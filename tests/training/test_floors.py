@@ -8,20 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from kftune.optim.costs import (
+from kftune.optim.costs.layerwise import foof_floor, kfac_floor
+from kftune.optim.costs.operations import (
     application,
     cholesky,
     eigenbasis_application,
     eigendecomposition,
     extra_backward,
-    foof_floor,
     forward_backward,
     gram,
-    kfac_floor,
-    layer_sizes,
     statistics,
 )
-from kftune.optim.interface import LayerSize
+from kftune.optim.costs.sizes import LayerSize, layer_sizes
 from kftune.training.profile._run import floor_multiple
 
 

@@ -44,8 +44,7 @@ class Capture:
         handles = [
             module.register_forward_hook(_Hook(self, name), with_kwargs=True) for name, module in modules.items()
         ]
-        self._finalizer = weakref.finalize(self, _remove_all, handles)
-        self._finalizer.atexit = False
+        weakref.finalize(self, _remove_all, handles).atexit = False
 
     @contextmanager
     def recording(self, on_use: OnUse) -> Iterator[None]:
@@ -59,10 +58,6 @@ class Capture:
             yield
         finally:
             self._on_use, self.is_recording = None, False
-
-    def remove(self) -> None:
-        """Take the hooks off."""
-        self._finalizer()
 
     def show(self, name: str, module: nn.Module, layer_input: Tensor, layer_output: Tensor) -> None:
         """Tell whoever records of one use of a module."""

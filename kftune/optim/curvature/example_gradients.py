@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kftune.optim.curvature.statistics import Rows
+from kftune.optim.curvature.rows import Rows
 
 _CHUNK = 2**22  # entries of a temporary of gram()
 

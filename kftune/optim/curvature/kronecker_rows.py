@@ -7,37 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from kftune.optim.curvature.statistics import Rows, WeightSharing
-from kftune.optim.linalg.factors import add_gram, symmetrize_
-from kftune.optim.linalg.products import padded_zeros
-
-
-class RowsOrGram:
-    """Σ x xᵀ over rows x, kept as the rows as long as there are fewer of them than columns."""
-
-    def __init__(self) -> None:
-        self.n_rows = 0
-        self._rows: list[Tensor] = []
-        self._gram: Tensor | None = None
-
-    def add(self, rows: Tensor, *, kept: bool = False) -> None:
-        """Add rows, (n, d); ``kept`` if they may change before :meth:`chain`."""
-        self.n_rows += len(rows)
-        is_gram = self.n_rows >= rows.shape[1]
-        self._rows.append(rows.clone() if kept and not is_gram else rows)
-        if is_gram:
-            if self._gram is None:
-                self._gram = padded_zeros(rows.shape[1], rows.shape[1], like=rows)
-            for part in self._rows:
-                add_gram(self._gram, part)
-            self._rows = []
-
-    def chain(self) -> tuple[Tensor, ...]:
-        """Matrices whose product it is: (Xᵀ, X), or the matrix itself."""
-        if self._gram is not None:
-            return (symmetrize_(self._gram),)
-        rows = torch.cat(self._rows)
-        return rows.T, rows
+from kftune.optim.curvature.rows import Rows
+from kftune.optim.curvature.rows_or_gram import RowsOrGram
+from kftune.optim.curvature.statistics import WeightSharing
 
 
 class KroneckerRows:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kftune.optim.curvature.correlations import add_correlations, can_correlate
 from kftune.optim.curvature.patches import Window, n_positions, patch_total, patches
-from kftune.optim.linalg.factors import add_gram, add_homogeneous_gram
+from kftune.optim.linalg.gram import add_gram, add_homogeneous_gram
 
 _CHUNK = 2**20  # entries of the patches that are made at a time: they stay in the cache
 

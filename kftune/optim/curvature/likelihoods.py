@@ -21,11 +21,14 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from kftune.optim.interface import Likelihood
+Likelihood: TypeAlias = Literal["categorical", "gaussian", "bernoulli"]
+"""The model's predictive distribution: ``categorical`` (logits, cross-entropy over classes in the last dimension),
+``gaussian`` (``mse_loss(reduction="mean")``), ``bernoulli`` (logits, ``binary_cross_entropy_with_logits`` mean over
+examples *and* outputs)."""
+LIKELIHOODS: tuple[str, ...] = get_args(Likelihood)
 
 Fisher: TypeAlias = Literal["mc", "exact", "empirical", "permuted"]
 FISHERS: tuple[str, ...] = get_args(Fisher)
-LIKELIHOODS: tuple[str, ...] = get_args(Likelihood)
 
 
 def output_vectors(

@@ -2,95 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from collections.abc import Iterable
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from kftune.optim.curvature.layers import ConvLayer, Layer
 from kftune.optim.curvature.patches import mean_patch
-from kftune.optim.linalg.factors import add_gram, add_homogeneous_gram, symmetrize_
+from kftune.optim.linalg.gram import add_gram, add_homogeneous_gram, symmetrize_
 from kftune.optim.linalg.products import padded_zeros
 
 WeightSharing: TypeAlias = Literal["expand", "reduce"]
 """What becomes of the T positions (of a sequence, of an image) at which a layer's weight is used: ``expand`` takes
 each for an example of A and G, ``reduce`` averages ā and sums g over them first (Eschenhagen et al. 2023)."""
 WEIGHT_SHARINGS: tuple[str, ...] = get_args(WeightSharing)
-
-
-class Rows(NamedTuple):
-    """What passed one layer in one micro-batch, example by example.
-
-    Attributes:
-        inputs: ā, (N, T, d_A), T positions of all uses of the module in a row.
-        gradients: g of the unreduced loss of one example, (N, T, d_G).
-        positions: the shape of the T positions, e.g. (H', W'); (T,) if the module was used more than once.
-    """
-
-    inputs: Tensor
-    gradients: Tensor
-    positions: tuple[int, ...]
-
-
-class Passed(NamedTuple):
-    """What passed a module at one use.
-
-    Attributes:
-        a: its input.
-        g: the gradient of the unreduced loss by its output.
-        positions: see :meth:`kftune.optim.curvature.layers.Layer.positions`.
-    """
-
-    a: Tensor
-    g: Tensor
-    positions: tuple[int, ...]
-
-
-def make_rows(layer: Layer, passed: Sequence[Passed], n_examples: int) -> Rows:
-    """All positions of all uses of a layer in a row.
-
-    Raises:
-        RuntimeError: the rows do not belong to examples.
-    """
-    parts: list[Rows] = []
-    for a, g, positions in passed:
-        inputs = layer.homogeneous_rows(layer.examples_first(a, n_examples)).to(layer.weight.dtype)
-        gradients = layer.output_rows(layer.examples_first(g, n_examples)).to(layer.weight.dtype)
-        if len(inputs) % n_examples:
-            raise RuntimeError(
-                f"layer {layer.name!r} was given {len(inputs)} inputs, which is no multiple of the {n_examples} "
-                "examples whose output the closure returned: which of them belong to which example is not known"
-            )
-        if len(inputs) != n_examples:  # (examples · something, …): the something is a position
-            inputs, gradients = (t.reshape(n_examples, -1, t.shape[-1]) for t in (inputs, gradients))
-        own = positions if math.prod(positions) == inputs.shape[1] else (inputs.shape[1],)
-        parts.append(Rows(inputs, gradients, own))
-    if len(parts) == 1:
-        return parts[0]
-    inputs = torch.cat([part.inputs for part in parts], dim=1)
-    return Rows(inputs, torch.cat([part.gradients for part in parts], dim=1), (inputs.shape[1],))
-
-
-class LazyRows(Mapping[str, Rows]):
-    """Layer → rows, made whenever they are looked up.
-
-    Args:
-        makers: layer → what makes its rows.
-    """
-
-    def __init__(self, makers: Mapping[str, Callable[[], Rows]]) -> None:
-        self._makers = makers
-
-    def __getitem__(self, name: str) -> Rows:
-        return self._makers[name]()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
-
-    def __len__(self) -> int:
-        return len(self._makers)
 
 
 class Statistics:
@@ -102,6 +28,7 @@ class Statistics:
 
     Attributes:
         n_examples: examples seen.
+        seen: layers that a forward pass has shown, whether or not it was asked for sums.
         gradient_scale: what the gradients that were added must be multiplied with to be the unreduced loss'.
     """
 
@@ -112,6 +39,7 @@ class Statistics:
         self._gradients: dict[str, Tensor] = {}
         self._n_rows: dict[str, int] = {}
         self.n_examples = 0
+        self.seen: set[str] = set()
         self.gradient_scale = 1
 
     def add_input(self, name: str, a: Tensor) -> None:

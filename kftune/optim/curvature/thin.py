@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kftune.optim.curvature.statistics import Rows
+from kftune.optim.curvature.rows import Rows
 from kftune.optim.linalg.products import product
 
 _STRIP = 128  # rows of a strip of a symmetric product, of which only one triangle is needed

@@ -7,18 +7,20 @@ A parameter with two or more dimensions is the matrix (first dimension, product 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from kftune.errors import DivergenceError
-from kftune.optim.interface import LayerSize, ModelOptimizer, Phase, all_finite, check_count, check_range
-from kftune.optim.linalg.factors import add_gram, debiased_decay_of
+from kftune.optim.checks import check_count, check_range
+from kftune.optim.interface import ModelOptimizer
+from kftune.optim.linalg.finite import all_finite
+from kftune.optim.linalg.gram import add_gram
 from kftune.optim.linalg.products import padded_zeros
-from kftune.optim.updates.adam import adamw_step
-from kftune.optim.updates.momentum import can_fuse
+from kftune.optim.updates.adam import adamw_group, adamw_group_step
+from kftune.optim.updates.averages import debiased_decay_of
 
 Side: TypeAlias = Literal["left", "right"]
 
@@ -53,16 +55,11 @@ class MatrixwiseOptimizer(ModelOptimizer):
         treatment: str,
         fallback: str,
     ) -> None:
-        for name in ("lr", "weight_decay"):
-            check_range(name, hyperparameters[name])
-        for name in ("beta1", "beta2"):
-            check_range(name, hyperparameters[name], high=1.0)
-        check_range("eps", hyperparameters["eps"], low_in=False)
+        group = adamw_group(list(model.parameters()), **hyperparameters)
         check_range("factor_decay", factor_decay, high=1.0, high_in=True)
         check_count("inverses_every", inverses_every)
         check_count("max_dimension", max_dimension, low=0)
-        # torch moves a loaded "step" to the parameter's device for groups that say so.
-        super().__init__(model, hyperparameters | {"fused": can_fuse(list(model.parameters()))})
+        super().__init__(model, group)
         self._factor_decay, self._inverses_every = factor_decay, inverses_every
         self._names = {
             p: name
@@ -127,16 +124,7 @@ class MatrixwiseOptimizer(ModelOptimizer):
 
     def _adamw(self, parameters: Iterable[nn.Parameter]) -> None:
         for group, own in self._by_group(parameters):
-            adamw_step(
-                self,
-                own,
-                lr=group["lr"],
-                beta1=group["beta1"],
-                beta2=group["beta2"],
-                eps=group["eps"],
-                weight_decay=group["weight_decay"],
-                fused=group["fused"],
-            )
+            adamw_group_step(self, group, own)
 
     def coverage(self) -> dict[str, str]:
         """Parameter name → the matrices' rule (and which side of it alone), the fallback, or ``"frozen"``."""
@@ -168,33 +156,3 @@ def multiply(left: Tensor | None, matrix: Tensor, right: Tensor | None) -> Tenso
     """left · matrix · right; None is the identity."""
     product = matrix if left is None else left @ matrix
     return product if right is None else product @ right
-
-
-def floor_of(
-    refresh: Callable[[int], float], *, averaged_first: bool
-) -> Callable[[Sequence[LayerSize], Mapping[str, Any]], dict[Phase, float]]:
-    """A :data:`~kftune.optim.interface.Floor`.
-
-    A gradient of n rows is EᵀA with thin E and A: where n is small, products with it go through them.
-
-    Args:
-        refresh: operations of using a factor of a given side anew.
-        averaged_first: whether the averaged gradient is multiplied from both sides (once); otherwise the gradient is,
-            and what is made of it is multiplied back.
-    """
-
-    def floor(layers: Sequence[LayerSize], params: Mapping[str, Any]) -> dict[Phase, float]:
-        operations: dict[Phase, float] = {"statistics": 0.0, "inversion": 0.0, "preconditioning": 0.0}
-        for layer in layers:
-            n = layer.n_rows
-            for side, other in ((layer.d_A, layer.d_G), (layer.d_G, layer.d_A)):
-                if 1 < side <= params["max_dimension"]:
-                    # Symmetric results take half of a product.
-                    thin = n * n * other + 2 * n * n * side + n * side * side
-                    operations["statistics"] += min(side * side * other, thin)
-                    operations["inversion"] += refresh(side) / params["inverses_every"]
-                    forth = 0 if averaged_first else 2 * side * side * min(n, other)
-                    operations["preconditioning"] += forth + 2 * side * side * other
-        return operations
-
-    return floor

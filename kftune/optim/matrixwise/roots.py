@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from kftune.errors import CurvatureError
-from kftune.optim.interface import all_finite
 from kftune.optim.linalg.decompositions import eigendecompositions
-from kftune.optim.linalg.factors import symmetrize_
+from kftune.optim.linalg.finite import all_finite
+from kftune.optim.linalg.gram import symmetrize_
 
 
 def inverse_roots(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from kftune.optim.interface import Likelihood, ModelOptimizer, OptimizerEntry, check_range
-from kftune.optim.updates.adam import adamw_step
-from kftune.optim.updates.momentum import can_fuse
+from kftune.optim.curvature.likelihoods import Likelihood
+from kftune.optim.entry import OptimizerEntry
+from kftune.optim.interface import ModelOptimizer
+from kftune.optim.updates.adam import adamw_group, adamw_group_step
 from kftune.space import Float, Int, Space
 
 
@@ -39,29 +40,15 @@ class AdamW(ModelOptimizer):
         likelihood: Likelihood | None = None,
         seed: int = 0,
     ) -> None:
-        check_range("lr", lr)
-        check_range("beta1", beta1, high=1.0)
-        check_range("beta2", beta2, high=1.0)
-        check_range("eps", eps, low_in=False)
-        check_range("weight_decay", weight_decay)
-        # torch moves a loaded "step" to the parameter's device for groups that say so.
-        fused = can_fuse(list(model.parameters()))
-        defaults = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "fused": fused}
-        super().__init__(model, defaults)
+        parameters = list(model.parameters())
+        super().__init__(
+            model, adamw_group(parameters, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
+        )
 
     def _update(self) -> None:
         with self.phases.phase("update"):
             for group in self.param_groups:
-                adamw_step(
-                    self,
-                    group["params"],
-                    lr=group["lr"],
-                    beta1=group["beta1"],
-                    beta2=group["beta2"],
-                    eps=group["eps"],
-                    weight_decay=group["weight_decay"],
-                    fused=group["fused"],
-                )
+                adamw_group_step(self, group, group["params"])
 
     def coverage(self) -> dict[str, str]:
         """Parameter name → ``"AdamW"`` or ``"frozen"``."""

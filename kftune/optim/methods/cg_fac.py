@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
-from kftune.optim.costs import extra_backward, fisher_passes
+from kftune.optim.checks import check_choice, check_count, check_range
+from kftune.optim.costs.layerwise import cg_fac_floor
 from kftune.optim.curvature.example_gradients import ExampleGradientsSum
 from kftune.optim.curvature.kronecker_rows import KroneckerRows
-from kftune.optim.curvature.likelihoods import Fisher
-from kftune.optim.curvature.statistics import Rows, WeightSharing
-from kftune.optim.interface import (
-    Closure,
-    LayerSize,
-    Likelihood,
-    OptimizerEntry,
-    Phase,
-    check_choice,
-    check_count,
-    check_range,
-)
+from kftune.optim.curvature.likelihoods import Fisher, Likelihood
+from kftune.optim.curvature.rows import Rows
+from kftune.optim.curvature.statistics import WeightSharing
+from kftune.optim.entry import OptimizerEntry
+from kftune.optim.interface import Closure
 from kftune.optim.linalg.conjugate_gradients import Operator, conjugate_gradients
 from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned
 from kftune.space import Categorical, Float, Int, Space
@@ -179,38 +173,6 @@ def _damped(product: Callable[[Tensor], Tensor], damping: float) -> Operator:
     return lambda X: torch.add(product(X), X, alpha=damping)
 
 
-def _floor(layers: Sequence[LayerSize], params: Mapping[str, Any]) -> dict[Phase, float]:
-    """One product with F, that of the start, or all ``cg_iterations`` where no tolerance ends them early."""
-    if not layers:
-        return {}
-    passes = fisher_passes(layers, params["fisher"])
-    n_products = 1 if params["cg_tolerance"] > 0 else params["cg_iterations"]
-    product = _fisher_product if params["operator"] == "fisher" else _kronecker_product
-    return {
-        "statistics": passes * extra_backward(layers),
-        "preconditioning": n_products * sum(product(layer, passes=max(1, passes)) for layer in layers),
-    }
-
-
-def _fisher_product(layer: LayerSize, *, passes: int) -> float:
-    """With the rows, or with the gradients of examples, which the making of is not counted."""
-    return 4.0 * layer.d_A * layer.d_G * min(layer.n_rows, layer.n_rows // layer.n_positions * passes)
-
-
-def _kronecker_product(layer: LayerSize, *, passes: int) -> float:
-    """GXA with matrices or with the rows that they are made of, on each side and in either order."""
-    d_A, d_G, r_A, r_G = layer.d_A, layer.d_G, layer.n_rows, layer.n_rows * passes
-    return 2.0 * min(
-        d_A * d_G * (d_A + d_G),
-        d_G * d_A * (d_G + 2 * r_A),
-        d_G * d_A * (d_A + 2 * r_G),
-        r_G * d_A * (2 * d_G + d_A),
-        r_A * d_G * (2 * d_A + d_G),
-        2 * r_G * d_A * (d_G + r_A),
-        2 * r_A * d_G * (d_A + r_G),
-    )
-
-
 ENTRIES = (
     OptimizerEntry(
         name="cg_fac",
@@ -244,6 +206,8 @@ ENTRIES = (
             ({"likelihood": "poisson"}, "likelihood must be one of categorical, gaussian, bernoulli, got 'poisson'"),
         ),
         deterministic={"fisher": "exact"},
-        floor=_floor,
+        kl_clip=True,
+        distributed=False,
+        floor=cg_fac_floor,
     ),
 )

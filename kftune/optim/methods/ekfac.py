@@ -8,14 +8,15 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from kftune.optim.costs import ekfac_floor
-from kftune.optim.curvature.layers import ConvLayer, Layer
-from kftune.optim.curvature.likelihoods import Fisher
-from kftune.optim.curvature.statistics import Rows, WeightSharing
+from kftune.optim.checks import check_choice, check_count
+from kftune.optim.costs.layerwise import ekfac_floor
+from kftune.optim.curvature.layers import Layer
+from kftune.optim.curvature.likelihoods import Fisher, Likelihood
+from kftune.optim.curvature.rows import Rows
+from kftune.optim.curvature.statistics import WeightSharing
 from kftune.optim.curvature.thin import flat
-from kftune.optim.interface import Likelihood, OptimizerEntry, check_choice, check_count
+from kftune.optim.entry import OptimizerEntry
 from kftune.optim.linalg.decompositions import eigendecompositions
-from kftune.optim.linalg.factors import decay_of
 from kftune.optim.linalg.products import padded_zeros
 from kftune.optim.preconditioning.eigenbasis import (
     Basis,
@@ -26,6 +27,7 @@ from kftune.optim.preconditioning.eigenbasis import (
     solve,
 )
 from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned
+from kftune.optim.updates.averages import decay_of
 from kftune.space import Float, Int, Space
 
 BasisChange: TypeAlias = Literal["move", "reset"]
@@ -202,11 +204,7 @@ class EKFAC(KroneckerOptimizer):
         state = self._layer_state[name]
         return Basis(state["input_vectors"], state["gradient_vectors"])
 
-    def _prefers_factors(self, layer: Layer, n_rows: int) -> bool:
-        if not (self._inverses_due() or self._is_inverted(layer.name)):
-            return False
-        if self._groups()[layer.weight]["weight_decay"] != 0 or isinstance(layer, ConvLayer):
-            return False  # W would have to be preconditioned too; patches would have to be made
+    def _factors_are_cheaper(self, layer: Layer, n_rows: int) -> bool:
         d_A, d_G = layer.d_A, layer.d_G
         return n_rows * (d_A**2 + d_G**2) < d_A * d_G * (d_A + d_G)
 
@@ -274,6 +272,7 @@ ENTRIES = (
             ({"likelihood": "poisson"}, "likelihood must be one of categorical, gaussian, bernoulli, got 'poisson'"),
         ),
         deterministic={"fisher": "exact"},
+        kl_clip=True,
         floor=ekfac_floor,
     ),
 )

@@ -7,33 +7,27 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from kftune.optim.costs import foof_floor
-from kftune.optim.curvature.layers import ConvLayer, Layer
-from kftune.optim.curvature.likelihoods import FISHERS, Fisher
+from kftune.optim.checks import check_choice, check_count, check_periods
+from kftune.optim.costs.layerwise import foof_floor
+from kftune.optim.curvature.layers import Layer
+from kftune.optim.curvature.likelihoods import FISHERS, Fisher, Likelihood
 from kftune.optim.curvature.statistics import WeightSharing
 from kftune.optim.curvature.thin import flat
-from kftune.optim.interface import (
-    Closure,
-    Likelihood,
-    OptimizerEntry,
-    check_choice,
-    check_count,
-    check_periods,
-    check_range,
-)
+from kftune.optim.entry import OptimizerEntry
+from kftune.optim.interface import Closure
 from kftune.optim.linalg.decompositions import damped_inverses
-from kftune.optim.linalg.factors import debiased_decay_of
 from kftune.optim.linalg.products import product
 from kftune.optim.preconditioning.damping import make_preconditioners, split_damping
-from kftune.optim.preconditioning.layerwise import LayerwiseOptimizer
-from kftune.optim.updates.momentum import decayed_gradients, momentum_step
+from kftune.optim.preconditioning.momentum import MomentumOptimizer
+from kftune.optim.updates.averages import debiased_decay_of
+from kftune.optim.updates.momentum import decayed_gradients
 from kftune.space import Float, Int, Space
 
 Variant: TypeAlias = Literal["foof", "kfac_damping", "kfac_norm"]
 VARIANTS: tuple[str, ...] = get_args(Variant)
 
 
-class FOOF(LayerwiseOptimizer):
+class FOOF(MomentumOptimizer):
     """P = damping·V(A + damping·I)⁻¹ layer by layer; v ← μv + P; [W b] ← [W b] − lr·v.
 
     Benzing: Gradient descent on neurons and its link to approximate second-order optimization, 2022, with its learning
@@ -94,29 +88,27 @@ class FOOF(LayerwiseOptimizer):
         likelihood: Likelihood = "gaussian",
         seed: int = 0,
     ) -> None:
-        check_range("lr", lr)
-        check_range("damping", damping, low_in=False)
         check_choice("variant", variant, VARIANTS)
         check_choice("fisher", fisher, FISHERS)
-        check_range("factor_decay", factor_decay, high=1.0, high_in=True)
         check_periods(statistics_every, inverses_every)
         if statistics_window is not None:
             check_count("statistics_window", statistics_window)
         check_count("initial_statistics", initial_statistics, low=0)
-        check_range("momentum", momentum, high=1.0)
-        check_range("weight_decay", weight_decay)
         super().__init__(
             model,
-            {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay, "damping": damping},
+            lr=lr,
+            damping=damping,
+            factor_decay=factor_decay,
+            momentum=momentum,
+            nesterov=nesterov,
+            weight_decay=weight_decay,
             likelihood=likelihood,
             fisher=None if variant == "foof" else fisher,
             weight_sharing=weight_sharing,
             seed=seed,
             treatment="FOOF",
-            fallback="SGD",
         )
         self._variant = variant
-        self._factor_decay = factor_decay
         self._inverses_every, self._statistics_every = inverses_every, statistics_every
         self._statistics_window = statistics_window
         self._initial_statistics = initial_statistics
@@ -136,16 +128,7 @@ class FOOF(LayerwiseOptimizer):
     def _forward_backward(self, closure: Closure) -> tuple[Tensor, int]:
         if not self._gathering_only or self._fisher is not None:
             return super()._forward_backward(closure)
-        with self._capture.recording(self._see_input):
-            loss, output = closure()
-        return loss, len(output)
-
-    def _see_input(self, module: str, a: Tensor, s: Tensor) -> None:
-        """Take a layer's input in a step that only gathers."""
-        with self.phases.phase("statistics"):
-            for layer in self._of_module[module]:
-                self._seen.add(layer.name)
-                self._statistics.add_input(layer.name, a)
+        return self._gatherer.forward_only(closure, self._statistics, self.phases)
 
     def _update(self) -> None:
         if self._statistics_due():
@@ -154,20 +137,13 @@ class FOOF(LayerwiseOptimizer):
                 self._average_factors()
             if gathering_only:
                 return
-        if self._n_updates % self._inverses_every == 0:
+        if self._inverses_due():
             with self.phases.phase("inversion"):
                 self._invert()
-        with self.phases.phase("preconditioning"):
-            directions = self._directions()
-            self._check_directions(directions.values())
-        with self.phases.phase("update"):
-            momentum_step(self, directions)
-        self._n_updates += 1
+        self._move()
 
     def _average_factors(self) -> None:
-        inputs = self._mean_over_processes(self._statistics.input_covariances())
-        gradients = self._mean_over_processes(self._statistics.gradient_covariances())
-        self._check_gathered()
+        inputs, gradients = self._batch_covariances()
         self._n_statistics += 1
         decay = debiased_decay_of(self._n_statistics, self._factor_decay)
         self._average("input_covariance", inputs, decay)
@@ -196,12 +172,13 @@ class FOOF(LayerwiseOptimizer):
         for state, inverse in zip(seen.values(), damped_inverses(names, covariances, dampings), strict=True):
             state["input_inverse"] = inverse
 
-    def _prefers_factors(self, layer: Layer, n_rows: int) -> bool:
-        inverting = self._n_updates % self._inverses_every == 0
-        if self._gathering_only or not (inverting or "input_inverse" in self._layer_state[layer.name]):
-            return False
-        if self._groups()[layer.weight]["weight_decay"] != 0 or isinstance(layer, ConvLayer):
-            return False  # W would have to be preconditioned too; patches would have to be made
+    def _inverses_due(self) -> bool:
+        return self._n_updates % self._inverses_every == 0
+
+    def _will_be_inverted(self, name: str) -> bool:
+        return not self._gathering_only and (self._inverses_due() or "input_inverse" in self._layer_state[name])
+
+    def _factors_are_cheaper(self, layer: Layer, n_rows: int) -> bool:
         return n_rows < layer.d_G and self._variant == "foof"
 
     def _directions(self) -> dict[nn.Parameter, Tensor]:

@@ -1,29 +1,23 @@
-"""K-FAC with block-diagonal curvature, and what its first paper adapts while it trains."""
+"""K-FAC with block-diagonal curvature."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
 
-from kftune.optim.costs import kfac_floor
-from kftune.optim.curvature.layers import ConvLayer, Layer
-from kftune.optim.curvature.likelihoods import Fisher
-from kftune.optim.curvature.statistics import Rows, WeightSharing
+from kftune.optim.checks import check_choice
+from kftune.optim.costs.layerwise import kfac_floor
+from kftune.optim.curvature.layers import Layer
+from kftune.optim.curvature.likelihoods import Fisher, Likelihood
+from kftune.optim.curvature.rows import Rows
+from kftune.optim.curvature.statistics import WeightSharing
 from kftune.optim.curvature.thin import flat, inner_product, product_flops
-from kftune.optim.interface import Closure, Likelihood, OptimizerEntry, check_choice, check_range
-from kftune.optim.linalg.factors import decay_of
+from kftune.optim.entry import OptimizerEntry
 from kftune.optim.linalg.products import product
-from kftune.optim.preconditioning.adaptive import (
-    Adaptation,
-    AdaptiveOptions,
-    Rescale,
-    Trial,
-    average_iterates,
-    averages_swapped_in,
-)
+from kftune.optim.preconditioning.adaptive.optimizer import AdaptiveOptimizer
+from kftune.optim.preconditioning.adaptive.options import AdaptiveOptions, Rescale
 from kftune.optim.preconditioning.damping import (
     DAMPING_METHODS,
     DampingMethod,
@@ -33,13 +27,11 @@ from kftune.optim.preconditioning.damping import (
     precondition,
     precondition_rows,
 )
-from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned
-from kftune.optim.preconditioning.quadratic_model import Direction
-from kftune.optim.updates.momentum import decayed_gradients
-from kftune.space import Float, Int, Space, Value
+from kftune.optim.preconditioning.kronecker import Preconditioned
+from kftune.space import Float, Int, Space
 
 
-class KFAC(KroneckerOptimizer):
+class KFAC(AdaptiveOptimizer):
     """P = (F + damping)⁻¹V layer by layer with F = A ⊗ G; v ← μv + νP; [W b] ← [W b] − ηv.
 
     Martens, Grosse: Optimizing neural networks with Kronecker-factored approximate curvature, 2015 (block-diagonal);
@@ -51,13 +43,14 @@ class KFAC(KroneckerOptimizer):
     ``step(closure)`` of a batch smaller than a layer preconditions the two factors of that layer's gradient and leaves
     its ``.grad`` None; ``accumulate(closure)`` followed by ``step()`` always fills ``.grad``, for whoever clips it.
 
-    **The adaptive method** of the first paper (sections 6.4 to 7 and 13), switch by switch. With ``rescale`` an update
-    is ηδ, δ = αΔ + μδ₀, where Δ = −P, δ₀ is the previous update (0 at first), and α and μ minimise the quadratic model
-    M(δ) = h + ∇hᵀδ + ½δᵀ(F + (λ + weight decay)I)δ with h the objective, weight decay inside, and F the *exact* Fisher
-    of the batch. P is damped by λ + weight decay. What K-FAC does not cover moves along its gradient, a third direction
-    with a coefficient of its own. An update runs its closures again for F, and once more where λ is adapted: on the
-    same random numbers (of torch's default generators) and without a trace in the model's buffers. All operations must
-    be twice differentiable.
+    **The adaptive method** of the first paper (sections 6.4 to 7 and 13), switch by switch, is
+    :class:`~kftune.optim.preconditioning.adaptive.optimizer.AdaptiveOptimizer`'s. With ``rescale`` an update is ηδ, δ =
+    αΔ + μδ₀, where Δ = −P, δ₀ is the previous update (0 at first), and α and μ minimise the quadratic model M(δ) = h +
+    ∇hᵀδ + ½δᵀ(F + (λ + weight decay)I)δ with h the objective, weight decay inside, and F the *exact* Fisher of the
+    batch. P is damped by λ + weight decay. What K-FAC does not cover moves along its gradient, a third direction with a
+    coefficient of its own. An update runs its closures again for F, and once more where λ is adapted: on the same
+    random numbers (of torch's default generators) and without a trace in the model's buffers. All operations must be
+    twice differentiable.
 
     Args:
         model: the network.
@@ -127,7 +120,6 @@ class KFAC(KroneckerOptimizer):
         seed: int = 0,
     ) -> None:
         check_choice("damping_method", damping_method, DAMPING_METHODS)
-        check_range("averaging", averaging, high=1.0)
         options = AdaptiveOptions(
             rescale=rescale,
             adaptive_damping=adaptive_damping,
@@ -154,18 +146,10 @@ class KFAC(KroneckerOptimizer):
             likelihood=likelihood,
             seed=seed,
             treatment="Kronecker-factored",
+            options=options,
+            averaging=averaging,
         )
         self._damping_method = damping_method
-        self._averaging = averaging
-        self._adaptation: Adaptation | None = None
-        if rescale != "none":
-            self._adaptation = Adaptation(model, likelihood, options, damping + weight_decay)
-            self._fallback = "gradient, length by the quadratic model"
-
-    # The block-diagonal curvature.
-
-    def _invert(self) -> None:
-        self._install(self._make_preconditioners())
 
     def _make_preconditioners(self) -> dict[str, Preconditioner]:
         return make_preconditioners(
@@ -176,24 +160,12 @@ class KFAC(KroneckerOptimizer):
         for name, preconditioner in preconditioners.items():
             self._layer_state[name].update(preconditioner)
 
-    def _dampings(self) -> dict[str, float]:
-        if self._adaptation is None:
-            return super()._dampings()
-        group = self.param_groups[0]
-        adapted = self._adaptation.options.adaptive_gamma
-        damping = self._adaptation.gamma**2 if adapted else group["damping"] + group["weight_decay"]
-        return dict.fromkeys(self._layers, damping)
-
     def _is_inverted(self, name: str) -> bool:
         return is_preconditioner(self._layer_state[name])
 
-    def _prefers_factors(self, layer: Layer, n_rows: int) -> bool:
-        if self._damping_method == "exact" or not (self._inverses_due() or self._is_inverted(layer.name)):
+    def _factors_are_cheaper(self, layer: Layer, n_rows: int) -> bool:
+        if self._damping_method == "exact":  # no product of a left and a right side
             return False
-        if self._adaptation is not None:
-            return False  # the quadratic model needs the gradient
-        if self._groups()[layer.weight]["weight_decay"] != 0 or isinstance(layer, ConvLayer):
-            return False  # W would have to be preconditioned too; patches would have to be made
         d_A, d_G = layer.d_A, layer.d_G
         extra = 0.0 if self._kl_clip is None else product_flops(n_rows, d_A, d_G)
         return 2.0 * n_rows * (d_A**2 + d_G**2) + extra < 2.0 * d_A * d_G * (d_A + d_G)
@@ -216,108 +188,8 @@ class KFAC(KroneckerOptimizer):
         P = product(X.T, Y / len(rows.inputs))
         return Preconditioned(P, None if self._kl_clip is None else inner_product(rows, Y, X, P))
 
-    # The adaptive method.
 
-    def _begin(self) -> None:
-        super()._begin()
-        if self._adaptation is not None:
-            self._adaptation.replay.clear()
-
-    def _forward_backward(self, closure: Closure) -> tuple[Tensor, int]:
-        if self._adaptation is None:
-            return super()._forward_backward(closure)
-        random = self._adaptation.replay.random_state()
-        loss, n_examples = super()._forward_backward(closure)
-        self._adaptation.replay.add(closure, random, loss, n_examples)
-        return loss, n_examples
-
-    def _update(self) -> None:
-        if self._adaptation is None:
-            super()._update()
-        else:
-            self._update_by_model(self._adaptation)
-            self._adaptation.replay.clear()
-        if self._averaging:
-            with self.phases.phase("update"):
-                trained = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
-                average_iterates(self.state, trained, decay_of(self._n_updates, self._averaging))
-
-    def _update_by_model(self, adaptation: Adaptation) -> None:
-        """θ ← θ + ηδ with δ = αΔ + μδ₀ at the lowest M, γ kept if that was its doing; then λ by the reduction of h."""
-        group = self.param_groups[0]
-        self._renew_averages()
-        gradient = decayed_gradients(self)
-        trials = self._trials(adaptation, gradient)
-        with self.phases.phase("statistics"):
-            step = adaptation.step(
-                gradient,
-                [trial.direction for trial in trials],
-                self.state,
-                lr=group["lr"],
-                damping=group["damping"],
-                weight_decay=group["weight_decay"],
-            )
-        self._record("alpha", step.alpha)
-        self._record("momentum", step.momentum)
-        chosen = trials[step.trial]
-        adaptation.gamma = chosen.gamma
-        self._install(chosen.preconditioners)
-        with self.phases.phase("update"):
-            adaptation.take(step, self.state)
-            if adaptation.damping_is_due(self._n_updates):
-                group["damping"] = adaptation.adapted_damping(group["damping"], step, group["weight_decay"])
-        self._n_updates += 1
-
-    def _trials(self, adaptation: Adaptation, gradient: Direction) -> list[Trial]:
-        """Δ for every γ that is tried in this update, mostly one."""
-        if not self._inverses_due():
-            return [Trial(adaptation.gamma, {}, self._natural(gradient))]
-        trials = []
-        for gamma in adaptation.gammas(self._n_updates):
-            adaptation.gamma = gamma
-            with self.phases.phase("inversion"):
-                preconditioners = self._make_preconditioners()
-                self._install(preconditioners)
-            trials.append(Trial(gamma, preconditioners, self._natural(gradient)))
-        self._last_inversion = self._n_updates
-        return trials
-
-    def _natural(self, gradient: Direction) -> Direction:
-        """Δ = −P, of the parameters of layers that have been inverted."""
-        with self.phases.phase("preconditioning"):
-            found = {name: found.P.neg_() for name, found in self._precondition(gradient).items()}
-            self._check_directions(found.values())
-            return self._split(found)
-
-    def evaluation_parameters(self) -> AbstractContextManager[None]:
-        """Inside the block the model holds the average of the iterates, if there is one (``averaging``)."""
-        return averages_swapped_in(self.state)
-
-    def readings(self) -> dict[str, float]:
-        """As every optimizer's; with ``rescale`` also the mean ``alpha`` (of Δ) and ``momentum`` (of δ₀), which come
-        from the quadratic model, and with ``adaptive_gamma`` the present ``gamma``.
-        """
-        values = super().readings()
-        if self._adaptation is not None and self._adaptation.options.adaptive_gamma:
-            values["gamma"] = self._adaptation.gamma
-        return values
-
-    def _extra_state(self) -> dict[str, Any]:
-        return super()._extra_state() | {"adaptation": self._adaptation and self._adaptation.state()}
-
-    def _check_extra_state(self, extra: dict[str, Any]) -> None:
-        super()._check_extra_state(extra)
-        if (self._adaptation is None) != (extra["adaptation"] is None):
-            its, own = ("plain", "adaptive") if extra["adaptation"] is None else ("adaptive", "plain")
-            raise ValueError(f"the state_dict is one of {its} K-FAC, this optimizer is {own}: see its options")
-
-    def _load_extra_state(self, extra: dict[str, Any]) -> None:
-        super()._load_extra_state(extra)
-        if self._adaptation is not None:
-            self._adaptation.load(extra["adaptation"])
-
-
-_INVALID: tuple[tuple[dict[str, Any], str], ...] = (
+INVALID: tuple[tuple[dict[str, Any], str], ...] = (
     ({"lr": -1.0}, "lr must be in [0, inf), got -1.0"),
     ({"damping": 0.0}, "damping must be in (0, inf), got 0.0"),
     ({"damping_method": "tikhonov"}, "damping_method must be one of factored, exact, plain, got 'tikhonov'"),
@@ -333,29 +205,6 @@ _INVALID: tuple[tuple[dict[str, Any], str], ...] = (
     ({"adaptive_damping": True}, "adaptive_damping needs rescale='alpha' or 'alpha_and_momentum', got 'none'"),
     ({"adaptive_gamma": True}, "adaptive_gamma needs rescale='alpha' or 'alpha_and_momentum', got 'none'"),
     ({"likelihood": "poisson"}, "likelihood must be one of categorical, gaussian, bernoulli, got 'poisson'"),
-)
-
-_ADAPTIVE: dict[str, Value] = {
-    "rescale": "alpha_and_momentum",
-    "adaptive_damping": True,
-    "adaptive_gamma": True,
-    "lr": 1.0,
-    "kl_clip": None,
-    "momentum": 0.0,
-}
-_OWN_STEP: dict[str, Any] = {"rescale": "alpha", "kl_clip": None, "momentum": 0.0}
-_INVALID_ADAPTIVE: tuple[tuple[dict[str, Any], str], ...] = (
-    ({"rescale": "beta"}, "rescale must be one of none, alpha, alpha_and_momentum, got 'beta'"),
-    ({"rescale": "alpha"}, "it needs kl_clip=None, momentum=0 and nesterov=False, got kl_clip=0.001, momentum=0.9"),
-    ({**_OWN_STEP, "kl_clip": 0.1}, "it needs kl_clip=None, momentum=0 and nesterov=False, got kl_clip=0.1"),
-    ({**_OWN_STEP, "nesterov": True}, "it needs kl_clip=None, momentum=0 and nesterov=False, got nesterov=True"),
-    ({**_OWN_STEP, "damping_every": 0}, "damping_every must be a whole number of at least 1, got 0"),
-    ({**_OWN_STEP, "gamma_every": 0}, "gamma_every must be a whole number of at least 1, got 0"),
-    (
-        {**_OWN_STEP, "adaptive_gamma": True, "damping_method": "exact"},
-        "adaptive_gamma needs damping_method='factored', got 'exact'",
-    ),
-    *_INVALID,
 )
 
 ENTRIES = (
@@ -377,26 +226,8 @@ ENTRIES = (
         second_order=True,
         floor=kfac_floor,
         example={"lr": 0.1, "damping": 0.01, "statistics_every": 1, "inverses_every": 5},
-        invalid=_INVALID,
+        invalid=INVALID,
         deterministic={"fisher": "exact"},
-    ),
-    OptimizerEntry(
-        name="kfac_adaptive",
-        cls=KFAC,
-        summary="K-FAC that sets its own step length, momentum and damping, and evaluates averaged parameters",
-        paper="Martens, Grosse: Optimizing neural networks with Kronecker-factored approximate curvature, 2015",
-        space=Space(
-            {
-                "damping": Float(low=1e-3, high=1e3, log=True),
-                "averaging": Float(low=0.0, high=0.99, log=True, complement=True),
-                "batch_size": Int(low=32, high=1024, log=True),
-            },
-            {**_ADAPTIVE, "statistics_every": 1, "inverses_every": 20, "warmup_updates": 3},
-        ),
-        second_order=True,
-        floor=kfac_floor,
-        example={**_ADAPTIVE, "damping": 1.0, "statistics_every": 1, "inverses_every": 5},
-        invalid=_INVALID_ADAPTIVE,
-        deterministic={"fisher": "exact"},
+        kl_clip=True,
     ),
 )

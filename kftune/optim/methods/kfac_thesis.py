@@ -8,8 +8,9 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from kftune.optim.curvature.likelihoods import FISHERS, Fisher
-from kftune.optim.interface import Likelihood, OptimizerEntry, check_choice, check_range
+from kftune.optim.checks import check_choice, check_range
+from kftune.optim.curvature.likelihoods import FISHERS, Fisher, Likelihood
+from kftune.optim.entry import OptimizerEntry
 from kftune.optim.linalg.decompositions import noisy_inverses, ridged_cholesky, solve_between
 from kftune.optim.preconditioning.layerwise import LayerwiseOptimizer
 from kftune.space import Float, Int, Space
@@ -146,9 +147,7 @@ class ThesisKFAC(LayerwiseOptimizer):
         return state["step_average"]
 
     def _average_factors(self, alpha: float) -> None:
-        inputs = self._mean_over_processes(self._statistics.input_covariances())
-        gradients = self._mean_over_processes(self._statistics.gradient_covariances())
-        self._check_gathered()
+        inputs, gradients = self._batch_covariances()
         self._n_statistics += 1
         self._average("input_covariance", {name: self._normalize(A) for name, A in inputs.items()}, alpha)
         self._average("gradient_covariance", {name: self._normalize(G) for name, G in gradients.items()}, alpha)

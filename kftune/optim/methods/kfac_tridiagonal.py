@@ -9,14 +9,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from kftune.optim.costs import eigenbasis_application, eigendecomposition, fisher_passes, kfac_floor
+from kftune.optim.costs.layerwise import kfac_tridiagonal_floor
 from kftune.optim.curvature.capture import Capture
+from kftune.optim.curvature.gathering import Use
 from kftune.optim.curvature.graph import connected
 from kftune.optim.curvature.layers import Layer, LinearLayer
-from kftune.optim.curvature.likelihoods import Fisher
-from kftune.optim.interface import Closure, LayerSize, Likelihood, OptimizerEntry, Phase
+from kftune.optim.curvature.likelihoods import Fisher, Likelihood
+from kftune.optim.entry import OptimizerEntry
+from kftune.optim.interface import Closure
 from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned
-from kftune.optim.preconditioning.layerwise import Use
 from kftune.optim.preconditioning.tridiagonal import Cross, End, Link, Moments, apply, invert
 from kftune.space import Float, Int, Space
 
@@ -97,28 +98,28 @@ class BlockTridiagonalKFAC(KroneckerOptimizer):
             seed=seed,
             treatment="block-tridiagonal Kronecker-factored",
         )
-        self._frozen = Capture(self._frozen_modules(model))
+        self._linear = Capture(self._modules_with_matrices(model))
         self._calls: list[str] = []
         self._output: Node | None = None
         self._chain: list[str] | None = None
         self._reset_crosses()
 
-    def _frozen_modules(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Modules with matrices that are not trained.
+    def _modules_with_matrices(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Those that are trained, and those that are not.
 
         Raises:
             ValueError: another module than a linear layer is trained, or not for itself alone.
         """
-        frozen = {}
+        found = {}
         for name, module in model.named_modules():
             own = [p for p in module.parameters(recurse=False) if p.dim() > 1]
             if any(p.requires_grad for p in own) and not isinstance(self._layers.get(name), LinearLayer):
                 shared = type(module) is nn.Linear
                 why = "its weight is shared with another module" if shared else f"it is {type(module).__name__}"
                 raise ValueError(_no_chain(name, why))
-            if own and name not in self._layers:
-                frozen[name] = module
-        return frozen
+            if own:
+                found[name] = module
+        return found
 
     # Gathering.
 
@@ -137,7 +138,7 @@ class BlockTridiagonalKFAC(KroneckerOptimizer):
         self._calls = []
 
         def watched() -> tuple[Tensor, Tensor]:
-            with self._frozen.recording(lambda name, a, s: self._calls.append(name)):
+            with self._linear.recording(lambda name, a, s: self._calls.append(name)):
                 loss, output = closure()
             self._output = output.grad_fn
             return loss, output
@@ -146,10 +147,6 @@ class BlockTridiagonalKFAC(KroneckerOptimizer):
             return super()._forward_backward(watched)
         finally:
             self._output = None  # the graph must not outlive the update
-
-    def _see(self, use: Use, s: Tensor) -> None:
-        super()._see(use, s)
-        self._calls.append(use.module)
 
     def _take_rows(self, uses: Sequence[Use], gradients: Sequence[Tensor | None], n_examples: int) -> None:
         if not uses:
@@ -199,8 +196,8 @@ class BlockTridiagonalKFAC(KroneckerOptimizer):
                 raise RuntimeError(_no_chain(use.module, why))
 
     def _check_gathered(self) -> None:
-        missed = [name for name in self._layers_with_gradient() if name not in self._seen]
-        if self._seen and missed:
+        missed = [name for name in self._layers_with_gradient() if name not in self._statistics.seen]
+        if self._statistics.seen and missed:
             why = "it has a gradient but was not seen in the forward pass (is it in training mode?)"
             raise RuntimeError(_no_chain(missed[0], why))
         super()._check_gathered()
@@ -270,29 +267,6 @@ def _add_crosses(sums: dict[str, Tensor], chain: Sequence[str], rows: Sequence[T
         sums[name] = sums[name] + new if name in sums else new
 
 
-def _floor(layers: Sequence[LayerSize], params: Mapping[str, Any]) -> dict[Phase, float]:
-    """K-FAC's, with cross-moments, the spectra of what the next layer explains, and products with Ψ, there and back."""
-    floor = kfac_floor(layers, {**params, "damping_method": "factored"})
-    pairs = list(pairwise(layers))
-    if not pairs:
-        return floor
-    passes = max(1, fisher_passes(layers, params["fisher"]))
-    crosses = sum(2.0 * own.n_rows * (own.d_A * n.d_A + passes * own.d_G * n.d_G) for own, n in pairs)
-    # A square has as many eigenvalues beside 0 as its thinner side.
-    spectra = sum(eigendecomposition(min(own.d_A, n.d_A)) + eigendecomposition(min(own.d_G, n.d_G)) for own, n in pairs)
-    there = sum(
-        2.0 * (own.d_A * n.d_A * min(n.d_G, n.n_rows) + own.d_G * n.d_G * min(own.d_A, n.n_rows)) for own, n in pairs
-    )
-    back = sum(2.0 * min(n.d_G * own.d_A * (own.d_G + n.d_A), n.d_A * own.d_G * (own.d_A + n.d_G)) for own, n in pairs)
-    in_basis = sum(eigenbasis_application(own) for own, _ in pairs)
-    last = kfac_floor(layers[-1:], {**params, "damping_method": "factored"})["preconditioning"]
-    return {
-        "statistics": floor["statistics"] + crosses / params["statistics_every"],
-        "inversion": floor["inversion"] + spectra / params["inverses_every"],
-        "preconditioning": last + in_basis + there + back,
-    }
-
-
 ENTRIES = (
     OptimizerEntry(
         name="kfac_tridiagonal",
@@ -321,7 +295,8 @@ ENTRIES = (
             ({"momentum": 1.0}, "momentum must be in [0, 1), got 1.0"),
         ),
         deterministic={"fisher": "exact"},
+        kl_clip=True,
         chains_only=True,
-        floor=_floor,
+        floor=kfac_tridiagonal_floor,
     ),
 )

@@ -10,17 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from kftune.errors import DivergenceError
-from kftune.optim.interface import (
-    LayerSize,
-    Likelihood,
-    ModelOptimizer,
-    OptimizerEntry,
-    Phase,
-    all_finite,
-    check_choice,
-    check_count,
-    check_range,
-)
+from kftune.optim.checks import check_choice, check_count, check_range
+from kftune.optim.costs.matrixwise import muon_floor
+from kftune.optim.curvature.likelihoods import Likelihood
+from kftune.optim.entry import OptimizerEntry
+from kftune.optim.interface import ModelOptimizer
+from kftune.optim.linalg.finite import all_finite
 from kftune.optim.updates.adam import adamw_step
 from kftune.optim.updates.momentum import can_fuse
 from kftune.space import Float, Int, Space
@@ -239,13 +234,6 @@ def lr_factor(shape: Sequence[int], adjust_lr_fn: AdjustLr) -> float:
     return 0.2 * math.sqrt(max(rows, columns))
 
 
-def _floor(layers: Sequence[LayerSize], params: Mapping[str, Any]) -> Mapping[Phase, float]:
-    """S and S² (symmetric: half of a product each) and one full product per iteration."""
-    taken = {"all": layers, "not_output": layers[:-1], "hidden": layers[1:-1]}[params["matrices"]]
-    sides = [sorted((layer.d_A, layer.d_G)) for layer in taken]
-    return {"update": float(params["ns_steps"] * sum(m * m * n + m**3 + 2 * m * m * n for m, n in sides))}
-
-
 ENTRIES = (
     OptimizerEntry(
         name="muon",
@@ -279,6 +267,6 @@ ENTRIES = (
             ({"adamw_beta2": 1.0}, "adamw_beta2 must be in [0, 1), got 1.0"),
             ({"adamw_eps": 0.0}, "adamw_eps must be in (0, inf), got 0.0"),
         ),
-        floor=_floor,
+        floor=muon_floor,
     ),
 )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from kftune.optim.costs import cholesky, extra_backward, fisher_passes, gram
+from kftune.optim.checks import check_count
+from kftune.optim.costs.layerwise import natural_gradient_floor
 from kftune.optim.curvature.example_gradients import ExampleGradients, ExampleGradientsSum, from_tensors
-from kftune.optim.curvature.likelihoods import Fisher
-from kftune.optim.curvature.statistics import Rows
-from kftune.optim.interface import Closure, LayerSize, Likelihood, OptimizerEntry, Phase, check_count
+from kftune.optim.curvature.likelihoods import Fisher, Likelihood
+from kftune.optim.curvature.rows import Rows
+from kftune.optim.entry import OptimizerEntry
+from kftune.optim.interface import Closure
 from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned
 from kftune.optim.preconditioning.woodbury import factorize, solve
 from kftune.space import Float, Int, Space
@@ -170,34 +172,6 @@ class NaturalGradient(KroneckerOptimizer):
         self._cholesky = None if factor is None else factor.to(next(iter(self._layers.values())).weight.device)
 
 
-def _floor(layers: Sequence[LayerSize], params: Mapping[str, Any]) -> dict[Phase, float]:
-    """Inner products and their Cholesky factor in the updates that renew F; products with V in all.
-
-    In an update that renews F, the sum of the examples' gradients merges with the product that V is made of.
-    """
-    if not layers:
-        return {}
-    period, fisher = params["inverses_every"], params["fisher"]
-    passes, n_directions = fisher_passes(layers, fisher), layers[-1].d_G if fisher == "exact" else 1
-    n_examples = min(layer.n_rows // layer.n_positions for layer in layers)
-    n = min(n_examples, params["fisher_examples"] or n_examples)
-    m = n * n_directions
-    n_factors = len(layers) if params["block_diagonal"] else 1
-    renewal, preconditioning = n_factors * cholesky(m), n_factors * 2.0 * m**2
-    for layer in layers:
-        d_A, d_G, t = layer.d_A, layer.d_G, layer.n_positions
-        by_matrices = 2.0 * m * t * d_A * d_G + m * (m + 1.0) * d_A * d_G
-        renewal += min(gram(d_A, n * t) + gram(d_G, m * t), by_matrices)
-        product = 2.0 * min(n * t, m) * d_A * d_G
-        by_rows = 2.0 * layer.n_rows * t * (n * d_A + m * d_G)
-        preconditioning += min(product, by_rows) + product * (1 - 1 / period)
-    return {
-        "statistics": passes * extra_backward(layers) / period,
-        "inversion": renewal / period,
-        "preconditioning": preconditioning,
-    }
-
-
 ENTRIES = (
     OptimizerEntry(
         name="natural_gradient",
@@ -228,6 +202,8 @@ ENTRIES = (
             ({"likelihood": "poisson"}, "likelihood must be one of categorical, gaussian, bernoulli, got 'poisson'"),
         ),
         deterministic={"fisher": "exact"},
-        floor=_floor,
+        kl_clip=True,
+        distributed=False,
+        floor=natural_gradient_floor,
     ),
 )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from kftune.optim.interface import Likelihood, ModelOptimizer, OptimizerEntry, check_range
+from kftune.optim.checks import check_range
+from kftune.optim.curvature.likelihoods import Likelihood
+from kftune.optim.entry import OptimizerEntry
+from kftune.optim.interface import ModelOptimizer
 from kftune.optim.updates.momentum import decayed_gradients, momentum_step
 from kftune.space import Float, Int, Space
 

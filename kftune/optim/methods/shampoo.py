@@ -8,8 +8,11 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from kftune.optim.interface import Likelihood, OptimizerEntry, check_choice, check_range
-from kftune.optim.matrixwise.optimizer import MatrixwiseOptimizer, floor_of, multiply
+from kftune.optim.checks import check_choice, check_range
+from kftune.optim.costs.matrixwise import shampoo_floor
+from kftune.optim.curvature.likelihoods import Likelihood
+from kftune.optim.entry import OptimizerEntry
+from kftune.optim.matrixwise.optimizer import MatrixwiseOptimizer, multiply
 from kftune.optim.matrixwise.roots import inverse_roots
 from kftune.optim.updates.adam import adam_directions, adam_state
 from kftune.space import Float, Int, Space
@@ -149,9 +152,6 @@ class Shampoo(MatrixwiseOptimizer):
         return P.mul_(D.norm() / P.norm().clamp(min=torch.finfo(P.dtype).tiny))
 
 
-# An eigendecomposition (to tridiagonal form 4/3·d³, back-transformation 2·d³) and the symmetric product of a root.
-_FLOOR = floor_of(lambda side: (4 / 3 + 2 + 1) * side**3, averaged_first=True)
-
 ENTRIES = (
     OptimizerEntry(
         name="shampoo",
@@ -183,6 +183,6 @@ ENTRIES = (
             ({"max_dimension": -1}, "max_dimension must be a whole number of at least 0, got -1"),
             ({"weight_decay": -0.1}, "weight_decay must be in [0, inf)"),
         ),
-        floor=_FLOOR,
+        floor=shampoo_floor,
     ),
 )

@@ -7,23 +7,19 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
 
-from kftune.optim.costs import skfac_floor
-from kftune.optim.curvature.layers import ConvLayer, Layer
-from kftune.optim.curvature.likelihoods import Fisher
-from kftune.optim.curvature.statistics import Rows, WeightSharing
+from kftune.optim.checks import check_choice, check_count
+from kftune.optim.costs.layerwise import skfac_floor
+from kftune.optim.curvature.layers import Layer
+from kftune.optim.curvature.likelihoods import Fisher, Likelihood
+from kftune.optim.curvature.row_statistics import RowStatistics
+from kftune.optim.curvature.rows import Rows
+from kftune.optim.curvature.rows_or_gram import Sample
+from kftune.optim.curvature.statistics import WeightSharing
 from kftune.optim.curvature.thin import flat, inner_product, product_flops
-from kftune.optim.interface import Likelihood, OptimizerEntry, check_choice, check_count
-from kftune.optim.linalg.factors import root_ratio
+from kftune.optim.entry import OptimizerEntry
 from kftune.optim.linalg.products import product
-from kftune.optim.preconditioning.gram_sides import (
-    RowStatistics,
-    Sample,
-    Side,
-    apply,
-    flops_of_a_row,
-    make_sides,
-    reduced,
-)
+from kftune.optim.preconditioning.damping import split_by_means
+from kftune.optim.preconditioning.gram_sides import Side, apply, flops_of_a_row, make_sides, reduced
 from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned
 from kftune.space import Float, Int, Space
 
@@ -109,7 +105,7 @@ class SKFAC(KroneckerOptimizer):
             seed=seed,
             treatment="Kronecker-factored",
         )
-        self._damping_method = damping_method
+        self._damping_method: RowDampingMethod = damping_method
 
     @property
     def _once(self) -> bool:
@@ -137,7 +133,7 @@ class SKFAC(KroneckerOptimizer):
         dampings = [
             part
             for name, mean_A, mean_G in zip(used, means[::2], means[1::2], strict=True)
-            for part in self._split_damping(mean_A, mean_G, damping[name])
+            for part in split_by_means(mean_A, mean_G, damping[name], self._damping_method)
         ]
         names = [f"{side} covariance of layer {name!r}" for name in used for side in ("input", "gradient")]
         sides = make_sides(names, samples, matrices, dampings, once=self._once)
@@ -145,21 +141,10 @@ class SKFAC(KroneckerOptimizer):
         for name, of_A, of_G in zip(used, sides[::2], sides[1::2], strict=True):
             self._layer_state[name] = _prefixed("input", of_A) | _prefixed("gradient", of_G)
 
-    def _split_damping(self, mean_A: Tensor, mean_G: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-        """(λ_A, λ_G), from the means of the diagonals."""
-        if self._damping_method == "plain":
-            return mean_A.new_full((), damping), mean_G.new_full((), damping)
-        pi = root_ratio(mean_A, mean_G)
-        return pi * damping**0.5, damping**0.5 / pi
-
     def _is_inverted(self, name: str) -> bool:
         return bool(self._layer_state[name])
 
-    def _prefers_factors(self, layer: Layer, n_rows: int) -> bool:
-        if not (self._inverses_due() or self._is_inverted(layer.name)):
-            return False
-        if self._groups()[layer.weight]["weight_decay"] != 0 or isinstance(layer, ConvLayer):
-            return False  # W would have to be preconditioned too; patches would have to be made
+    def _factors_are_cheaper(self, layer: Layer, n_rows: int) -> bool:
         d_A, d_G = layer.d_A, layer.d_G
         on_A, on_G = (flops_of_a_row(n_rows, d, once=self._once) for d in (d_A, d_G))
         extra = 0.0 if self._kl_clip is None else product_flops(n_rows, d_A, d_G)
@@ -227,6 +212,8 @@ ENTRIES = (
         example={"lr": 0.1, "damping": 0.01, "inverses_every": 5},
         invalid=_INVALID,
         deterministic={"fisher": "exact"},
+        kl_clip=True,
+        distributed=False,
         floor=skfac_floor,
     ),
 )

@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kftune.optim.interface import Likelihood, OptimizerEntry
-from kftune.optim.matrixwise.optimizer import MatrixwiseOptimizer, Side, floor_of, multiply
+from kftune.optim.costs.matrixwise import soap_floor
+from kftune.optim.curvature.likelihoods import Likelihood
+from kftune.optim.entry import OptimizerEntry
+from kftune.optim.matrixwise.optimizer import MatrixwiseOptimizer, Side, multiply
 from kftune.optim.matrixwise.roots import eigenbases, iterated_bases
 from kftune.optim.updates.adam import adam_directions, adam_state
 from kftune.space import Float, Int, Space
@@ -155,9 +157,6 @@ class SOAP(MatrixwiseOptimizer):
             self.state[p]["exp_avg"] = self._rotate(p, average).contiguous()
 
 
-# MQ and its QR decomposition with Q formed (4/3·d³ twice); the rotation there and back.
-_FLOOR = floor_of(lambda side: (2 + 8 / 3) * side**3, averaged_first=False)
-
 ENTRIES = (
     OptimizerEntry(
         name="soap",
@@ -188,6 +187,6 @@ ENTRIES = (
         ),
         # Where a factor has a null space the basis is arbitrary; these sides are short enough to have none.
         deterministic={"max_dimension": 6},
-        floor=_FLOOR,
+        floor=soap_floor,
     ),
 )

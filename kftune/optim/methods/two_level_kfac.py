@@ -8,11 +8,13 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from kftune.optim.costs import kfac_floor
-from kftune.optim.curvature.likelihoods import Fisher
+from kftune.optim.checks import check_choice, check_range
+from kftune.optim.costs.layerwise import kfac_floor
+from kftune.optim.curvature.gathering import Use
+from kftune.optim.curvature.likelihoods import Fisher, Likelihood
 from kftune.optim.curvature.statistics import WeightSharing
 from kftune.optim.curvature.thin import flat
-from kftune.optim.interface import Likelihood, OptimizerEntry, check_choice, check_range
+from kftune.optim.entry import OptimizerEntry
 from kftune.optim.methods.kfac import KFAC
 from kftune.optim.preconditioning.coarse import (
     CoarseSums,
@@ -27,7 +29,6 @@ from kftune.optim.preconditioning.coarse import (
 )
 from kftune.optim.preconditioning.damping import DampingMethod
 from kftune.optim.preconditioning.kronecker import Preconditioned
-from kftune.optim.preconditioning.layerwise import Use
 from kftune.space import Float, Int, Space
 
 CoarseDamping: TypeAlias = Literal["identity", "sizes"]
@@ -154,7 +155,7 @@ class TwoLevelKFAC(KFAC):
         for use, tensor in zip(uses, tensors, strict=True):
             if tensor is None:
                 continue
-            for layer in self._of_module[use.module]:
+            for layer in self._gatherer.of_module[use.module]:
                 own_tensor = layer.examples_first(tensor.detach(), n_examples)
                 sums, positions = (input_sums if side == "input" else output_sums)(layer, own_tensor), use.positions
                 if self._weight_sharing == "reduce":
@@ -263,6 +264,7 @@ ENTRIES = (
             ({"kl_clip": 0.0}, "kl_clip must be in (0, inf), got 0.0"),
         ),
         deterministic={"fisher": "exact"},
+        kl_clip=True,
         floor=kfac_floor,
     ),
 )

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from kftune._targets import target_name
 from kftune.errors import UsageError
-from kftune.optim.interface import Likelihood, ModelOptimizer, OptimizerEntry
+from kftune.optim.curvature.likelihoods import Likelihood
+from kftune.optim.entry import OptimizerEntry
+from kftune.optim.interface import ModelOptimizer
 from kftune.optim.own.torch_optimizer import TorchOptimizer, check_step
 from kftune.space import Space
 

@@ -23,7 +23,6 @@ from kftune.optim.linalg.decompositions import (
     solve_between,
     solve_rows,
 )
-from kftune.optim.linalg.factors import trace_ratio
 from kftune.optim.linalg.products import product
 
 _T = TypeVar("_T")
@@ -82,10 +81,30 @@ def _pairs(items: Sequence[_T]) -> Iterator[tuple[_T, _T]]:
 
 def split_damping(A: Tensor, G: Tensor, damping: float, method: DampingMethod) -> tuple[Tensor, Tensor]:
     """(what is added to A's diagonal, what is added to G's); scalars on the device."""
+    return split_by_means(A.diagonal().mean(), G.diagonal().mean(), damping, method)
+
+
+def split_by_means(mean_A: Tensor, mean_G: Tensor, damping: float, method: DampingMethod) -> tuple[Tensor, Tensor]:
+    """:func:`split_damping` by the means of the diagonals, for A and G that were not formed."""
     if method == "plain":
-        return A.new_full((), damping), G.new_full((), damping)
-    pi = trace_ratio(A, G)
+        return mean_A.new_full((), damping), mean_G.new_full((), damping)
+    pi = trace_ratio(mean_A, mean_G)
     return pi * damping**0.5, damping**0.5 / pi
+
+
+def trace_ratio(mean_A: Tensor, mean_G: Tensor) -> Tensor:
+    """π of factored Tikhonov damping: π² = (tr A/d_A)/(tr G/d_G); 1 where a trace is zero (K-FAC, section 6.3).
+
+    Args:
+        mean_A: tr A/d_A, a scalar on the device.
+        mean_G: tr G/d_G, likewise.
+
+    Returns:
+        A scalar on their device; nothing is synchronised.
+    """
+    usable = (mean_A > 0) & (mean_G > 0)
+    # The roots first: the ratio itself can overflow in float32.
+    return torch.where(usable, mean_A.sqrt() / mean_G.sqrt(), torch.ones_like(mean_A))
 
 
 def is_preconditioner(state: Mapping[str, Tensor]) -> bool:

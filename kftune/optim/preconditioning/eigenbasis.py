@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kftune.optim.curvature.statistics import Rows
+from kftune.optim.curvature.rows import Rows
 from kftune.optim.linalg.products import product
 
 _CHUNK = 2**20  # entries of per-example gradients held at a time; on a CPU 2¹⁶ to 2²⁰ are equally fast

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kftune.optim.curvature.likelihoods import FISHERS, Fisher
+from kftune.optim.checks import check_choice, check_count, check_periods, check_range
+from kftune.optim.curvature.likelihoods import FISHERS, Fisher, Likelihood
 from kftune.optim.curvature.statistics import WeightSharing
-from kftune.optim.interface import Likelihood, check_choice, check_count, check_periods, check_range
-from kftune.optim.linalg.factors import decay_of
 from kftune.optim.preconditioning.kl_clip import kl_clip_factor
-from kftune.optim.preconditioning.layerwise import LayerwiseOptimizer
-from kftune.optim.updates.momentum import decayed_gradients, momentum_step
+from kftune.optim.preconditioning.momentum import MomentumOptimizer
+from kftune.optim.updates.averages import decay_of
+from kftune.optim.updates.momentum import decayed_gradients
 
 
 class Preconditioned(NamedTuple):
@@ -30,7 +30,7 @@ class Preconditioned(NamedTuple):
     product: Tensor | None = None
 
 
-class KroneckerOptimizer(LayerwiseOptimizer):
+class KroneckerOptimizer(MomentumOptimizer):
     """v ← μv + νP; [W b] ← [W b] − ηv with P the gradient preconditioned by a subclass.
 
     A subclass implements :meth:`_invert` and :meth:`_precondition`. It may gather more than A and G
@@ -80,27 +80,25 @@ class KroneckerOptimizer(LayerwiseOptimizer):
         seed: int,
         treatment: str,
     ) -> None:
-        check_range("lr", lr)
-        check_range("damping", damping, low_in=False)
         check_choice("fisher", fisher, FISHERS)
-        check_range("factor_decay", factor_decay, high=1.0, high_in=True)
         check_periods(statistics_every, inverses_every)
         check_count("warmup_updates", warmup_updates, low=0)
         if kl_clip is not None:
             check_range("kl_clip", kl_clip, low_in=False)
-        check_range("momentum", momentum, high=1.0)
-        check_range("weight_decay", weight_decay)
         super().__init__(
             model,
-            {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay, "damping": damping},
+            lr=lr,
+            damping=damping,
+            factor_decay=factor_decay,
+            momentum=momentum,
+            nesterov=nesterov,
+            weight_decay=weight_decay,
             likelihood=likelihood,
             fisher=fisher,
             weight_sharing=weight_sharing,
             seed=seed,
             treatment=treatment,
-            fallback="SGD",
         )
-        self._factor_decay = factor_decay
         self._statistics_every, self._inverses_every = statistics_every, inverses_every
         self._warmup_updates = warmup_updates
         self._last_statistics: int | None = None
@@ -129,12 +127,7 @@ class KroneckerOptimizer(LayerwiseOptimizer):
 
     def _update(self) -> None:
         self._renew()
-        with self.phases.phase("preconditioning"):
-            directions = self._directions()
-            self._check_directions(directions.values())
-        with self.phases.phase("update"):
-            momentum_step(self, directions)
-        self._n_updates += 1
+        self._move()
 
     def _renew(self) -> None:
         """Averages and inverses, where they are due."""
@@ -153,9 +146,7 @@ class KroneckerOptimizer(LayerwiseOptimizer):
 
     def _average_statistics(self, decay: float) -> None:
         """A ← decay·A + (1 − decay)·A_batch, the same for G."""
-        inputs = self._mean_over_processes(self._statistics.input_covariances())
-        gradients = self._mean_over_processes(self._statistics.gradient_covariances())
-        self._check_gathered()
+        inputs, gradients = self._batch_covariances()
         self._average("input_covariance", inputs, decay)
         self._average("gradient_covariance", gradients, decay)
 
@@ -174,6 +165,9 @@ class KroneckerOptimizer(LayerwiseOptimizer):
     @abstractmethod
     def _is_inverted(self, name: str) -> bool:
         """Whether a layer has what :meth:`_precondition` needs."""
+
+    def _will_be_inverted(self, name: str) -> bool:
+        return self._inverses_due() or self._is_inverted(name)
 
     @abstractmethod
     def _precondition(self, gradients: Mapping[nn.Parameter, Tensor]) -> dict[str, Preconditioned]:

@@ -1,59 +1,26 @@
-"""What the layer-wise second-order optimizers share: finding layers, gathering statistics, state, the fallback."""
+"""What the layer-wise second-order optimizers share: when to gather, what becomes of it, state, the fallback."""
 
 from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from kftune.errors import DivergenceError
-from kftune.optim.curvature.capture import Capture
-from kftune.optim.curvature.graph import parameters_reached
-from kftune.optim.curvature.layers import Layer, find_layers, split
-from kftune.optim.curvature.likelihoods import LIKELIHOODS, Fisher, output_vectors
-from kftune.optim.curvature.random import Random
-from kftune.optim.curvature.statistics import (
-    WEIGHT_SHARINGS,
-    LazyRows,
-    Passed,
-    Rows,
-    Statistics,
-    WeightSharing,
-    make_rows,
-)
+from kftune.optim.checks import check_choice
+from kftune.optim.curvature.gathering import Gatherer, Passage, Use, Wanted
+from kftune.optim.curvature.layers import Layer, split
+from kftune.optim.curvature.likelihoods import LIKELIHOODS, Fisher, Likelihood
+from kftune.optim.curvature.rows import Rows
+from kftune.optim.curvature.statistics import WEIGHT_SHARINGS, Statistics, WeightSharing
 from kftune.optim.curvature.thin import gradient
 from kftune.optim.distributed import mean_over_processes, process_group_of, rank_of
-from kftune.optim.interface import Closure, Likelihood, ModelOptimizer, all_finite, check_choice
-
-
-@dataclass(eq=False)
-class Use:
-    """One use of a module in a forward pass.
-
-    Attributes:
-        module: its name.
-        a: its input, detached.
-        origin: what made the input, in the graph; None if nothing that is differentiated did.
-        edge: of its output, in the graph.
-        positions: see :meth:`kftune.optim.curvature.layers.Layer.positions`.
-        n_rows: examples times positions.
-    """
-
-    module: str
-    a: Tensor
-    origin: Node | None
-    edge: GradientEdge
-    positions: tuple[int, ...]
-    n_rows: int
-    gradients: list[Tensor] = field(default_factory=list)
-    """By the module's output, of the loss' own backward pass (empirical Fisher)."""
+from kftune.optim.interface import Closure, ModelOptimizer
+from kftune.optim.linalg.finite import all_finite
 
 
 class LayerwiseOptimizer(ModelOptimizer):
@@ -105,20 +72,21 @@ class LayerwiseOptimizer(ModelOptimizer):
         if self._process_group is not None and not self.distributed:
             what = f"{type(self).__name__} does not average its curvature over processes"
             raise ValueError(f"{what}: give it one process")
-        found = find_layers(model)
-        self._of_module = {name: layers for name, (_, layers) in found.items()}
-        self._layers = {layer.name: layer for layers in self._of_module.values() for layer in layers}
-        self._capture = Capture({name: module for name, (module, _) in found.items()})
+        self._gatherer = Gatherer(
+            model,
+            likelihood=likelihood,
+            fisher=fisher,
+            examples_first=weight_sharing == "reduce",
+            seed=seed,
+            process=rank_of(self._process_group),
+        )
+        self._layers = self._gatherer.layers
         self._layer_state: dict[str, dict[str, Tensor]] = {name: {} for name in self._layers}
         self._weight_sharing = weight_sharing
         self._statistics = self._new_statistics()
         self._gradient_rows: dict[str, Rows] = {}
-        self._seen: set[str] = set()
         self._warned = False
-        self._likelihood = likelihood
         self._fisher = fisher
-        first = next(model.parameters())
-        self._random = Random(seed, process=rank_of(self._process_group), device=first.device)
         self._n_updates = 0
         self._n_statistics = 0
         self._treatment, self._fallback = treatment, fallback
@@ -142,12 +110,9 @@ class LayerwiseOptimizer(ModelOptimizer):
     def _take_rows(self, uses: Sequence[Use], gradients: Sequence[Tensor | None], n_examples: int) -> None:
         """Take what passed the layers in one micro-batch as it is, before :meth:`_add_rows` makes rows of it.
 
-        Args:
-            uses: of all modules, in the order of their calls.
-            gradients: of the unreduced loss by the output of each use; None where there is none.
-            n_examples: N of the micro-batch.
+        See :data:`kftune.optim.curvature.gathering.TakeRows`.
         """
-        self._add_rows(self._rows(uses, gradients, n_examples))
+        self._add_rows(self._gatherer.rows(uses, gradients, n_examples))
 
     def _prefers_factors(self, layer: Layer, n_rows: int) -> bool:
         """Whether ``n_rows`` rows of (g, ā) serve this update better than the gradient V = (1/N) Σ g āᵀ itself.
@@ -166,145 +131,35 @@ class LayerwiseOptimizer(ModelOptimizer):
         super()._begin()
         self._statistics = self._new_statistics()
         self._gradient_rows = {}
-        self._seen = set()
 
     def _forward_backward(self, closure: Closure) -> tuple[Tensor, int]:
-        statistics = self._statistics_due()
-        if not statistics and not self._single:
+        wanted = self._wanted() if self._statistics_due() else None
+        if wanted is None and not self._single:
             return super()._forward_backward(closure)
-        uses: list[Use] = []
+        passage = self._gatherer.forward(closure, wanted, self.phases)
+        self._back_propagate(passage)
+        if wanted is not None:
+            self._gatherer.take_loss_gradients(passage, self._unit, wanted, self.phases)
+        return passage.loss, passage.n_examples
 
-        def on_use(module: str, a: Tensor, s: Tensor) -> None:
-            layer = self._of_module[module][0]
-            use = Use(module, a.detach(), a.grad_fn, get_gradient_edge(s), layer.positions(s), layer.n_rows(s))
-            uses.append(use)
-            if statistics:
-                self._see(use, s)
+    def _wanted(self) -> Wanted:
+        return Wanted(
+            statistics=self._statistics,
+            covariances=self._covariances_due(),
+            take_rows=self._take_rows if self.needs_rows else None,
+        )
 
-        with self._capture.recording(on_use):
-            loss, output = closure()
-        n_examples = len(output)
-        if statistics:
-            if self._weight_sharing == "reduce":
-                self._check_examples_first(uses, n_examples)
-            self._statistics.n_examples += n_examples
-            if self._fisher not in (None, "empirical"):
-                self._back_propagate_fisher(output, uses)
-        self._back_propagate_loss(loss, n_examples, uses)
-        if statistics and self._fisher == "empirical":
-            # What was differentiated is 1/unit times the sum over examples of the unreduced loss.
-            self._statistics.gradient_scale = self._unit
-            if self.needs_rows:
-                with self.phases.phase("statistics"):
-                    gradients = [use.gradients[0] * self._unit if use.gradients else None for use in uses]
-                    self._take_rows(uses, gradients, n_examples)
-        return loss, n_examples
-
-    def _see(self, use: Use, s: Tensor) -> None:
-        """Take what the forward pass shows of one use at a statistics update."""
-        layers = self._of_module[use.module]
-        self._seen.update(layer.name for layer in layers)
-        if self._covariances_due():
-            with self.phases.phase("statistics"):
-                for layer in layers:
-                    self._statistics.add_input(layer.name, use.a)
-        if self._fisher == "empirical":
-            statistics = self._statistics
-            # The graph keeps the hook, so that a hook that keeps ``use``, and its edge, would keep the graph.
-            module, gradients = use.module, use.gradients
-
-            def take(g: Tensor) -> None:
-                with self.phases.phase("statistics"):
-                    self._take_gradient(statistics, module, g)
-                if self.needs_rows:
-                    gradients.append(g)
-
-            s.register_hook(take)  # type: ignore[no-untyped-call]  # torch does not annotate it
-
-    def _take_gradient(self, statistics: Statistics, module: str, g: Tensor) -> None:
-        if self._covariances_due():
-            for layer in self._of_module[module]:
-                statistics.add_gradient(layer.name, g)
-
-    def _back_propagate_fisher(self, output: Tensor, uses: Sequence[Use]) -> None:
-        """Back-propagate the Fisher's output vectors to the layers only: no weight's gradient is computed."""
-        if not uses or self._fisher is None:
-            return
-        edges = [use.edge for use in uses]
-        with self.phases.phase("statistics"):
-            generator = self._random.on(output.device)
-            for v in output_vectors(output, self._likelihood, self._fisher, generator):
-                found = torch.autograd.grad(output, edges, grad_outputs=v, retain_graph=True, allow_unused=True)
-                for use, g in zip(uses, found, strict=True):
-                    if g is not None:
-                        self._take_gradient(self._statistics, use.module, g)
-                if self.needs_rows:
-                    self._take_rows(uses, found, len(output))
-
-    def _back_propagate_loss(self, loss: Tensor, n_examples: int, uses: Sequence[Use]) -> None:
+    def _back_propagate(self, passage: Passage) -> None:
         """``.grad`` of the loss; of layers that prefer it, :attr:`_gradient_rows` instead."""
         # DistributedDataParallel reduces what goes into ``.grad``.
         can_choose = self._single and self._process_group is None
-        chosen = self._choose_factors(loss, uses, n_examples) if can_choose else set()
+        chosen = self._gatherer.can_stay_thin(passage, self._prefers_factors) if can_choose else set()
         if not chosen:
-            self._backward(loss, n_examples)
+            self._backward(passage.loss, passage.n_examples)
             return
-        thin = [use for use in uses if use.module in chosen]
-        left_out = {p for module in chosen for layer in self._of_module[module] for p in layer.parameters}
-        parameters = [
-            p for group in self.param_groups for p in group["params"] if p.requires_grad and p not in left_out
-        ]
-        self._unit = n_examples
-        found = torch.autograd.grad(loss, [*(use.edge for use in thin), *parameters], allow_unused=True)
-        for p, g in zip(parameters, found[len(thin) :], strict=True):
-            p.grad = g
-        gradients = [None if g is None else g * n_examples for g in found[: len(thin)]]
-        self._gradient_rows = dict(self._rows(thin, gradients, n_examples))
-
-    def _choose_factors(self, loss: Tensor, uses: Sequence[Use], n_examples: int) -> set[str]:
-        """Modules whose gradient stays in factors: those whose parameters act on the loss through their outputs alone.
-
-        (A penalty on a weight, or a second use of it outside its module, adds to its gradient what no output shows.)
-        """
-        n_rows: dict[str, int] = {}
-        for use in uses:
-            n_rows[use.module] = n_rows.get(use.module, 0) + use.n_rows
-        chosen = {
-            module
-            for module, n in n_rows.items()
-            if all(
-                self._prefers_factors(layer, n) and all(p.requires_grad for p in layer.parameters)
-                for layer in self._of_module[module]
-            )
-        }
-        chosen -= {use.module for use in uses if len(use.a) % n_examples}  # rows that are not of examples
-        if not chosen or loss.grad_fn is None:
-            return set()
-        thin = [use for use in uses if use.module in chosen]
-        roots = [loss.grad_fn, *(use.origin for use in thin if use.origin is not None)]
-        reached = parameters_reached(roots, without=[use.edge.node for use in thin])
-        return {m for m in chosen if not any(p in reached for layer in self._of_module[m] for p in layer.parameters)}
-
-    def _check_examples_first(self, uses: Sequence[Use], n_examples: int) -> None:
-        """Complain about sequences before examples where positions are reduced, before anybody knows N."""
-        for use in uses:
-            layer = self._of_module[use.module][0]
-            if layer.examples_first(use.a, n_examples) is not use.a:
-                raise RuntimeError(
-                    f"weight_sharing='reduce' takes the input of layer {use.module!r} for {len(use.a)} examples, and "
-                    f"the closure returned {n_examples}: put examples first (batch_first=True)"
-                )
-
-    def _rows(self, uses: Sequence[Use], gradients: Sequence[Tensor | None], n_examples: int) -> LazyRows:
-        """Layer → rows of all its uses; a use without gradient does not count."""
-        passed: dict[str, list[Passed]] = {}
-        for use, g in zip(uses, gradients, strict=True):
-            if g is not None:
-                for layer in self._of_module[use.module]:
-                    passed.setdefault(layer.name, []).append(Passed(use.a, g.detach(), use.positions))
-        return LazyRows(
-            {name: partial(make_rows, self._layers[name], parts, n_examples) for name, parts in passed.items()}
-        )
+        self._unit = passage.n_examples
+        trained = (p for group in self.param_groups for p in group["params"] if p.requires_grad)
+        self._gradient_rows = self._gatherer.back_propagate_thin(passage, chosen, trained)
 
     def _form_gradients(self, names: Iterable[str]) -> None:
         """Put the gradient of layers that kept its factors into ``.grad`` after all."""
@@ -315,12 +170,12 @@ class LayerwiseOptimizer(ModelOptimizer):
 
     def _check_gathered(self) -> None:
         """Complain if a statistics update saw nothing; warn, once, if it missed a layer that has a gradient."""
-        if not self._seen and self._layers:
+        if not self._statistics.seen and self._layers:
             raise RuntimeError(
                 "a statistics update saw no layer: the closure must run the model itself, in training mode "
                 "(model.train()) and with gradients enabled"
             )
-        missed = [name for name in self._layers_with_gradient() if name not in self._seen]
+        missed = [name for name in self._layers_with_gradient() if name not in self._statistics.seen]
         if missed and not self._warned:
             self._warned = True
             warnings.warn(
@@ -341,6 +196,17 @@ class LayerwiseOptimizer(ModelOptimizer):
             mean_over_processes(list(tensors.values()), self._process_group)
         return tensors
 
+    def _batch_covariances(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(layer → A, layer → G) of this update.
+
+        Raises:
+            RuntimeError: no layer was seen.
+        """
+        inputs = self._mean_over_processes(self._statistics.input_covariances())
+        gradients = self._mean_over_processes(self._statistics.gradient_covariances())
+        self._check_gathered()
+        return inputs, gradients
+
     def _average(self, key: str, news: dict[str, Tensor], decay: float) -> None:
         """state[key] ← decay·state[key] + (1 − decay)·new, layer by layer; a layer's first value is taken as it is."""
         averaged = [(self._layer_state[name][key], new) for name, new in news.items() if key in self._layer_state[name]]
@@ -352,11 +218,6 @@ class LayerwiseOptimizer(ModelOptimizer):
     def _groups(self) -> dict[nn.Parameter, dict[str, Any]]:
         """Parameter → its group."""
         return {p: group for group in self.param_groups for p in group["params"]}
-
-    def _dampings(self) -> dict[str, float]:
-        """Layer → λ, that of the weight's group."""
-        groups = self._groups()
-        return {name: groups[layer.weight]["damping"] for name, layer in self._layers.items()}
 
     def _layers_with_gradient(self) -> list[str]:
         """Layers whose gradient is in ``.grad`` or in :attr:`_gradient_rows`."""
@@ -389,7 +250,7 @@ class LayerwiseOptimizer(ModelOptimizer):
         return {
             "n_updates": self._n_updates,
             "n_statistics": self._n_statistics,
-            "random": self._random.state(),
+            "random": self._gatherer.random.state(),
             "layers": {name: dict(state) for name, state in self._layer_state.items()},
         }
 
@@ -401,7 +262,7 @@ class LayerwiseOptimizer(ModelOptimizer):
 
     def _load_extra_state(self, extra: dict[str, Any]) -> None:
         self._n_updates, self._n_statistics = extra["n_updates"], extra["n_statistics"]
-        self._random.load(extra["random"])
+        self._gatherer.random.load(extra["random"])
         self._layer_state = {
             name: {key: value.to(self._layers[name].weight.device) for key, value in state.items()}
             for name, state in extra["layers"].items()

@@ -1,1 +1,1 @@
-"""From a direction to new parameters: momentum, weight decay, Adam."""
+"""From a direction to new parameters: momentum, weight decay, Adam, running averages."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from kftune.optim.updates.momentum import like
+from kftune.optim.checks import check_range
+from kftune.optim.updates.momentum import can_fuse, like
 
 
 def adam_state(tensor: Tensor) -> dict[str, Any]:
@@ -19,6 +20,32 @@ def adam_state(tensor: Tensor) -> dict[str, Any]:
         "exp_avg": torch.zeros_like(tensor, memory_format=torch.preserve_format),
         "exp_avg_sq": torch.zeros_like(tensor, memory_format=torch.preserve_format),
     }
+
+
+def adamw_group(
+    parameters: Sequence[nn.Parameter], *, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float
+) -> dict[str, Any]:
+    """The hyperparameters of a parameter group for :func:`adamw_group_step`.
+
+    Raises:
+        ValueError: an invalid one.
+    """
+    check_range("lr", lr)
+    check_range("beta1", beta1, high=1.0)
+    check_range("beta2", beta2, high=1.0)
+    check_range("eps", eps, low_in=False)
+    check_range("weight_decay", weight_decay)
+    # torch moves a loaded "step" to the parameter's device for groups that say "fused".
+    fused = can_fuse(list(parameters))
+    return {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "fused": fused}
+
+
+def adamw_group_step(
+    optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameters: Sequence[nn.Parameter]
+) -> None:
+    """:func:`adamw_step` on some parameters of a group with its hyperparameters."""
+    names = ("lr", "beta1", "beta2", "eps", "weight_decay", "fused")
+    adamw_step(optimizer, parameters, **{name: group[name] for name in names})
 
 
 def adamw_step(

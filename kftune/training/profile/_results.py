@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kftune.optim.interface import LayerSize, Phase
+from kftune.optim.costs.sizes import LayerSize
+from kftune.optim.interface import Phase
 from kftune.space import Value
 
 

@@ -15,8 +15,9 @@ import torch
 
 from kftune.errors import KftuneError, UsageError
 from kftune.optim import OPTIMIZERS, ModelOptimizer, OptimizerEntry
-from kftune.optim.costs import forward_backward
-from kftune.optim.interface import LayerSize, Phase
+from kftune.optim.costs.operations import forward_backward
+from kftune.optim.costs.sizes import LayerSize
+from kftune.optim.interface import Phase
 from kftune.results import PHASES
 from kftune.space import Value
 from kftune.training.loop.clock import Clock

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from kftune._version import __version__
 from kftune.errors import UsageError
 from kftune.optim import ModelOptimizer
-from kftune.optim.costs import layer_sizes
-from kftune.optim.interface import LayerSize
+from kftune.optim.costs.sizes import LayerSize, layer_sizes
 from kftune.problems import PROBLEMS
 from kftune.training.data.batches import ShuffledIndices
 from kftune.training.host import device_name

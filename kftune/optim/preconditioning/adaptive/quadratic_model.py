@@ -19,7 +19,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from kftune.optim.interface import Likelihood
+from kftune.optim.curvature.likelihoods import Likelihood
 
 Direction: TypeAlias = Mapping[nn.Parameter, Tensor]
 """Parameter → what is added to it; parameters that are not named stay as they are."""

@@ -1,0 +1,60 @@
+"""Running averages: weights without a bias towards an initial value, and the average of the iterates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+State: TypeAlias = MutableMapping[Tensor, dict[str, Any]]
+"""A torch optimizer's: parameter → what is kept of it."""
+
+_AVERAGE = "parameter_average"
+
+
+def decay_of(k: int, factor_decay: float) -> float:
+    """Weight on the old value in the k-th statistics update (k = 1, 2, …): min(1 − 1/k, factor_decay).
+
+    The plain mean at first, then an exponential average: no bias towards an initial value (K-FAC, section 5).
+    """
+    return min(1 - 1 / k, factor_decay)
+
+
+def debiased_decay_of(k: int, factor_decay: float) -> float:
+    """Weight on the old value that makes the average of k values one with weights m^(k−1), …, m, 1, normalised.
+
+    It is m(1 − m^(k−1))/(1 − m^k), m = ``factor_decay``.
+    """
+    if factor_decay == 1.0:
+        return 1 - 1 / k
+    return factor_decay * (1 - factor_decay ** (k - 1)) / (1 - factor_decay**k)
+
+
+def average_iterates(state: State, parameters: Iterable[nn.Parameter], d: float) -> None:
+    """θ̄ ← dθ̄ + (1 − d)θ in ``state[parameter]``; the first θ is taken as it is."""
+    known: list[Tensor] = list(parameters)
+    for p in known:
+        if _AVERAGE not in state[p]:
+            state[p][_AVERAGE] = p.detach().clone()
+    torch._foreach_lerp_([state[p][_AVERAGE] for p in known], known, 1 - d)
+
+
+@contextmanager
+def averages_swapped_in(state: State) -> Iterator[None]:
+    """Inside the block the parameters that have an average hold it."""
+    averaged = [p for p in state if _AVERAGE in state[p]]
+    current = [p.detach().clone() for p in averaged]
+    try:
+        _assign(averaged, [state[p][_AVERAGE] for p in averaged])
+        yield
+    finally:
+        _assign(averaged, current)
+
+
+@torch.no_grad()
+def _assign(parameters: list[Tensor], values: list[Tensor]) -> None:
+    if parameters:
+        torch._foreach_copy_(parameters, values)
