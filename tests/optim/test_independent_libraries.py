@@ -73,6 +73,7 @@ def curvlinops_kfac(model, x, y, likelihood, fisher, sharing):
     )
 
 
+@pytest.mark.product
 @pytest.mark.parametrize("sharing", ["expand", "reduce"])
 @pytest.mark.parametrize("fisher", FISHERS)
 @pytest.mark.parametrize("likelihood", LOSSES)

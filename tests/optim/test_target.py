@@ -12,10 +12,10 @@ from torch import nn
 from kftune.errors import UsageError
 from kftune.optim import KFAC, OPTIMIZERS, SGD, ModelOptimizer, TargetEntry, TorchOptimizer
 from kftune.optim.own.target import optimizer_from
-from tests.optim import test_contract as contract
-from tests.optim import test_contract_state as state_contract
 from tests.optim._contract import build, network, parameters, train
 from tests.optim._dense import make_batch, make_closure, make_net
+from tests.optim.contract import test_contract as contract
+from tests.optim.contract import test_contract_state as state_contract
 
 
 class Signs(ModelOptimizer):

@@ -167,6 +167,7 @@ def test_pixelwise_linear_convolutions_with_a_loss_per_pixel_are_exact():
         assert relative_error(torch.kron(A, G), ggn_block(model, name, x, y, "gaussian")) < EXACT
 
 
+@pytest.mark.product
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("fisher", ["exact", "empirical"])
 @pytest.mark.parametrize("sharing", ["expand", "reduce"])
@@ -278,6 +279,7 @@ SMALL_BATCHES = {
 }
 
 
+@pytest.mark.product
 @pytest.mark.parametrize("n", [1, 2, 7, 150])
 @pytest.mark.parametrize("settings", SMALL_BATCHES.values(), ids=SMALL_BATCHES)
 @pytest.mark.parametrize("fisher", ["exact", "empirical"])

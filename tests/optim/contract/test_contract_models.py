@@ -24,6 +24,7 @@ def skip_unless_it_takes_any_layers(entry, model):
         pytest.skip(f"{entry.name} is for chains of linear layers; it refused")
 
 
+@pytest.mark.product
 @every
 @models
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -97,6 +98,7 @@ DEGENERATE = {
 }
 
 
+@pytest.mark.product
 @every
 @pytest.mark.parametrize(("n", "scale"), DEGENERATE.values(), ids=DEGENERATE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

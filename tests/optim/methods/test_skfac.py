@@ -23,6 +23,7 @@ def side_of(sample, damping, *, once):
     return make_sides(["one"], [sample], [reduced(sample, once=once)], [damping], once=once)[0]
 
 
+@pytest.mark.product
 @pytest.mark.parametrize("damping", [1e-3, 1.0])
 @pytest.mark.parametrize("once", [True, False])
 @pytest.mark.parametrize("n", [1, 5, 12, 19, 20, 50])
@@ -94,6 +95,7 @@ def worst(found, expected):
     return max(relative_error(a, b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.product
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("sharing", ["expand", "reduce"])
 @pytest.mark.parametrize("fisher", ["exact", "empirical", "mc"])
@@ -130,6 +132,7 @@ def test_a_sample_that_is_not_divided_by_its_size_is_another_thing():
     assert relative_error(apply(V, raw), dense) > 1e-2
 
 
+@pytest.mark.product
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("sharing", ["expand", "reduce"])
 @pytest.mark.parametrize("split", [(4, 7), (1, 9, 1)])

@@ -61,6 +61,7 @@ def test_invalid_arguments_are_refused(entry):
         assert message in str(error.value)
 
 
+@pytest.mark.product
 @every
 @pytest.mark.parametrize("likelihood", ["categorical", "gaussian", "bernoulli"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
