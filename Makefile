@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo test install install-test lint format clean
+.PHONY: demo test test-all install install-test lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/kftune run studies/quickstart.yaml
@@ -12,6 +12,11 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Everything: whole products of options, processes started afresh, more kills at random moments.
+test-all: $(VENV)/.installed-test lint
+	OMP_NUM_THREADS=1 KFTUNE_TEST_ALL=1 KFTUNE_TEST_COLD=1 KFTUNE_KILL_ROUNDS=12 \
+		$(BIN)/python -m pytest -n 2 --dist worksteal --timeout 900
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
-"""Fewer cases of a product of options, of which every pair of options still occurs.
+"""What ``make test`` leaves to ``make test-all``: tests marked ``full``, and most cases of large products of options.
 
 Most faults that depend on options depend on one or two of them (Kuhn, Wallace, Gallo: Software fault interactions and
 implications for software testing, 2004). A test that is marked ``product`` and has three parameters or more runs on a
-covering design; with ``KFTUNE_TEST_ALL=1`` (``make test-all``) on the whole product.
+covering design, on which every pair of options occurs; with ``KFTUNE_TEST_ALL=1`` on the whole product.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def _pairs(case: Case) -> set[Hashable]:
 
 
 def thin(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what the covering designs do not need."""
+    """Deselect what is left to ``make test-all``."""
     if os.environ.get("KFTUNE_TEST_ALL"):
         return
     by_test = defaultdict(list)
     for item in items:
         if item.get_closest_marker("product") and isinstance(item, pytest.Function):
             by_test[item.nodeid.partition("[")[0]].append(item)
-    left_out = set()
+    left_out = {item for item in items if item.get_closest_marker("full")}
     for found in by_test.values():
         kept = covering([_options(item) for item in found])
         left_out |= set(found) - {found[i] for i in kept}

@@ -29,7 +29,12 @@ def test_a_study_file_is_valid_and_bears_its_name(path: Path) -> None:
     assert len(config.plans()) == len(config.problems) * len(config.optimizers)
 
 
-@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    # The thesis' settings are its study's problem and optimizers again, at fixed hyperparameters.
+    [pytest.param(path, marks=pytest.mark.full if path.stem == "thesis_settings_cpu" else ()) for path in STUDIES],
+    ids=lambda path: path.stem,
+)
 def test_a_study_file_runs(path: Path, tmp_path: Path) -> None:
     config = load_config(path, (*SMALL, f"storage={tmp_path / 'study.db'}"))
     for problem in config.problems:

@@ -65,6 +65,19 @@ def disturbance(core: int, n_processes: int = 3) -> Iterator[None]:
             process.communicate()
 
 
+def test_a_run_whose_reference_work_takes_longer_was_slowed_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gauge reads a clock that this test drives: everything takes three times as long in the slow run."""
+    factor = 1.0
+    monkeypatch.setattr(SpeedGauge, "_work", lambda gauge, repetitions: 0.002 * factor * repetitions)
+    quick = replace(SPEC, budget_seconds=None, budget_updates=20)
+    quiet = [calibrated(quick) for _ in range(2)]
+    factor = 3.0
+    slow = calibrated(quick)
+    reference = reference_seconds([seconds for calibration in quiet for seconds in calibration.seconds])
+    assert [replace(calibration, reference=reference).slowdown for calibration in (*quiet, slow)] == [1.0, 1.0, 3.0]
+
+
+@pytest.mark.full
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs processes that can be pinned to a core")
 def test_a_run_on_a_core_that_others_use_is_seen_to_be_slow(one_core: int) -> None:
     long = replace(SPEC, budget_seconds=2.0)
