@@ -23,6 +23,7 @@ from kftune.cli.commands import (
     profile,
     resume,
     run,
+    schema,
     serve,
     status,
     transfer,
@@ -58,6 +59,7 @@ def _root(
 
 app.command("init")(init.init)
 app.command("validate")(validate.validate)
+app.command("schema")(schema.schema)
 app.command("run")(run.run)
 app.command("resume")(resume.resume)
 app.command("confirm")(confirm.confirm)

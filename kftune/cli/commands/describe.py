@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kftune._docstrings import documented, plain
 from kftune.cli._options import AsJson, DataDir
 from kftune.cli._settings import hyperparameter
 from kftune.cli.rendering.coverage import coverage, print_coverage
@@ -25,15 +25,6 @@ if TYPE_CHECKING:
     from kftune.study.samplers import SamplerEntry
 
 __all__ = ["describe"]
-
-_LOOP_MEANINGS = {
-    "batch_size": "examples in one forward pass",
-    "effective_batch_size": "examples behind one update; batch_size by default",
-    "accumulation": "micro-batches behind one update, in place of effective_batch_size; 1 by default",
-    "full_batch_at": "the update at which a growing batch reaches the training set; a constant batch by default",
-    "momentum_growth": "how momentum grows to its value; it is constant by default",
-    "momentum_growth_rate": "speed of linear and exponential growth; 1 by default",
-}
 
 
 def describe(
@@ -117,9 +108,10 @@ def _target(target: str) -> dict[str, Any]:
 def _optimizer(entry: OptimizerEntry) -> dict[str, Any]:
     from kftune.optim import TargetEntry
     from kftune.study.config import hyperparameters
+    from kftune.study.config.schema import LOOP_MEANINGS
 
     target = entry if isinstance(entry, TargetEntry) else None
-    meanings = _arguments(inspect.getdoc(entry.cls) or "") | _LOOP_MEANINGS
+    meanings = {name: plain(text) for name, text in documented(entry.cls, "Args").items()} | LOOP_MEANINGS
     joined = target.joined if target is not None else {}
     meanings |= {
         part: f"{name}[{i}]: {meanings.get(name, '')}" for name, parts in joined.items() for i, part in enumerate(parts)
@@ -238,20 +230,3 @@ _PRINTERS = {
     "sampler": _print_sampler,
     "coverage": print_coverage,
 }
-
-
-def _arguments(docstring: str) -> dict[str, str]:
-    """Name → meaning, from a docstring's ``Args:`` section."""
-    match = re.search(r"^Args:\n((?:[ ]+.*\n|\n)*)", f"{docstring}\n", re.MULTILINE)
-    if match is None:
-        return {}
-    found: dict[str, str] = {}
-    name = ""
-    for line in textwrap.dedent(match[1]).splitlines():
-        begins = re.match(r"(\w+)(?: \(.*?\) ?)?: (.*)", line)
-        if begins:
-            name = begins[1]
-            found[name] = begins[2]
-        elif name and line.strip():
-            found[name] += f" {line.strip()}"
-    return {name: re.sub(r":\w+:`([^`]*)`", r"\1", text).replace("``", "") for name, text in found.items()}

@@ -8,12 +8,14 @@ from typing import Annotated
 
 import typer
 
+from kftune.cli._files import write_text
 from kftune.errors import UsageError
 from kftune.progress.output import say
 
 __all__ = ["init"]
 
 _TEMPLATE = """\
+# yaml-language-server: $schema={schema}
 # A kftune study file. `kftune validate {file}` checks it, `kftune run {file}` runs it.
 
 name: {name}
@@ -63,13 +65,15 @@ def init(
     optimizers: Annotated[str, typer.Option("--optimizers", metavar="NAME,...", help="What trains it.")] = "sgd,kfac",
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it is there.")] = False,
 ) -> None:
-    """Write a study file with comments to start from."""
+    """Write a study file with comments to start from, and the schema by which editors check it."""
     from kftune.study.config import parse_config
+    from kftune.study.config.schema import SCHEMA_FILE, schema_text
 
     if file.exists() and not force:
         raise UsageError(f"{file} is there already; --force overwrites it")
     names = [name.strip() for name in optimizers.split(",")]
     text = _TEMPLATE.format(
+        schema=SCHEMA_FILE,
         file=file,
         name=re.sub(r"[^\w.\- ]", "-", file.stem).strip(" .-_") or "study",
         problem=problem,
@@ -77,8 +81,6 @@ def init(
         optimizers="\n".join(f"  - {name}" for name in names),
     )
     parse_config(text, str(file))
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{file} cannot be written: {error.strerror}") from None
+    write_text(file, text)
+    write_text(file.with_name(SCHEMA_FILE), schema_text())
     say(f"wrote {file}\nNext: edit it, then kftune validate {file} and kftune run {file}", whole=True)

@@ -48,7 +48,12 @@ __all__ = [
 
 
 class EvaluationConfig(Strict):
-    """How often a run is measured (``points`` per run) and on how many training examples its train loss is."""
+    """How runs are measured.
+
+    Attributes:
+        points: evaluations per run, at equal shares of its budget.
+        train_examples: how many training examples the train loss is taken on.
+    """
 
     points: Annotated[Whole, Field(ge=1)] = 20
     train_examples: Annotated[Whole, Field(ge=1)] = 2000
@@ -73,7 +78,14 @@ class _Item(Strict):
 
 
 class ProblemConfig(_Item):
-    """A problem; ``label`` tells two of the same name apart."""
+    """A problem; its bare name stands for ``{name: …}``, a bare ``package.module:attribute`` for ``{target: …}``.
+
+    Attributes:
+        target: ``package.module:attribute`` of anyone's own.
+        name: in the registry; of a target what it is called, by default the attribute in lower case.
+        label: its name in tables and studies, which tells two of the same name apart.
+        args: the problem's own arguments.
+    """
 
     label: Name | None = None
     args: dict[str, Any] = Field(default_factory=dict)
@@ -88,6 +100,16 @@ class DimensionConfig(Strict):
     """A change to one dimension of an optimizer's own space, or a whole new one; keys not given are the own space's.
 
     ``low`` and ``high`` are the value's own bounds, unless ``relative_to`` is given too: then they are the ratio's.
+
+    Attributes:
+        low: smallest value.
+        high: largest value.
+        log: whether the scale is logarithmic.
+        integer: whether values are whole numbers; those of a hyperparameter that is one always are.
+        choices: the only values, in place of a range.
+        relative_to: another hyperparameter; what is searched is the ratio to it. null for no longer.
+        complement: whether the scale is that of 1 − value: decays and momenta near 1.
+        when: one other hyperparameter and its values for which this one exists; null for always.
     """
 
     low: Number | None = None
@@ -135,7 +157,15 @@ class DimensionConfig(Strict):
 
 
 class OptimizerConfig(_Item):
-    """An optimizer; ``label`` lets it stand twice with other ``space`` or ``fixed`` values."""
+    """An optimizer; its bare name stands for ``{name: …}``, a bare ``package.module:attribute`` for ``{target: …}``.
+
+    Attributes:
+        target: ``package.module:attribute`` of anyone's own.
+        name: in the registry; of a target what it is called, by default the attribute in lower case.
+        label: its name in tables and studies, which lets it stand twice with other ``space`` or ``fixed`` values.
+        space: hyperparameter → range or choices; changes the optimizer's own search space.
+        fixed: hyperparameter → its one value, which takes it out of the search.
+    """
 
     label: Name | None = None
     space: dict[str, DimensionConfig] = Field(default_factory=dict)

@@ -71,6 +71,9 @@ class RacingConfig(Strict):
 
     Hopeless: after ``startup_trials`` earlier trials of the study have ended, the first run's objective is above the
     ``quantile`` of these trials' first runs.
+
+    Attributes:
+        quantile: between 0 and 1; smaller is stricter.
     """
 
     quantile: Annotated[Number, Field(gt=0, lt=1)] = 0.5
