@@ -2,8 +2,8 @@
 A study of your own model
 =========================
 
-Three optimizers are tuned on a small network, from Python. The problem is a function in a module beside the script, because
-every run is a process that imports it anew:
+Three optimizers are tuned on a small network, from Python. The problem is a function in a module beside the script,
+because every run is a process that imports it anew:
 
 .. literalinclude:: ../examples/modules/waves.py
    :start-at: def load

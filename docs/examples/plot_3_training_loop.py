@@ -55,8 +55,8 @@ below.set_xlabel("update")
 plt.show()
 
 # %%
-# Micro-batches add up to the same update: :meth:`~kftune.optim.ModelOptimizer.accumulate` adds one, ``step()`` then updates
-# as if they had been one batch.
+# Micro-batches add up to the same update: :meth:`~kftune.optim.ModelOptimizer.accumulate` adds one, ``step()`` then
+# updates as if they had been one batch.
 
 for part in torch.arange(512).split(128):
 

@@ -2,8 +2,8 @@
 Updates or seconds: what is a step worth?
 =========================================
 
-K-FAC's updates go further than SGD's and cost more. The same curves against updates and against seconds of training show
-both sides; a fair comparison by seconds is what a budget in seconds makes.
+K-FAC's updates go further than SGD's and cost more. The same curves against updates and against seconds of training
+show both sides; a fair comparison by seconds is what a budget in seconds makes.
 """
 
 import itertools
