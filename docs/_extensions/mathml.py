@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from docutils import nodes
@@ -13,8 +14,20 @@ from sphinx.util import logging
 _LOGGER = logging.getLogger(__name__)
 
 
+# What TeX knows and docutils does not, in its own words. The last is a matter of reading: TeX takes one digit.
+_WORDS = (
+    (r"\\dots(?![a-zA-Z])", r"\\ldots"),
+    (r"\\texttt(?![a-zA-Z])", r"\\mathtt"),
+    (r"\\(big|Big|bigg|Bigg)(?![a-zA-Z])", r"\\\1l"),
+    (r"\\textstyle(?![a-zA-Z])\s*", ""),
+    (r"\\([td]?frac)(\d)(\d)", r"\\\1{\2}{\3}"),
+)
+
+
 def _mathml(node: nodes.Node, *, block: bool) -> str:
     text = node.astext()
+    for pattern, word in _WORDS:
+        text = re.sub(pattern, word, text)
     try:
         return str(tex2mathml(text, as_block=block))
     except MathError as error:

@@ -192,6 +192,8 @@ def _prepare(command: list[str], given: dict[str, Any]) -> Callable[[], object]:
     gc.freeze()
     if given["start_new_session"]:
         os.setsid()
+    if given["preexec_fn"] is not None:
+        given["preexec_fn"]()
     faulthandler.disable()
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_DFL)

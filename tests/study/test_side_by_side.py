@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -19,6 +20,7 @@ import pytest
 from kftune.cli import main
 from kftune.storage.repository import Repository
 from tests.processes.database import count_runs
+from tests.processes.warm import WarmPopen
 from tests.study.test_kill import write_study
 
 _TOLERANCE = timedelta(seconds=0.05)  # between the end of a run in its worker and the runner's word of it
@@ -26,16 +28,13 @@ _TOLERANCE = timedelta(seconds=0.05)  # between the end of a run in its worker a
 
 def start(*arguments: str, cores: set[int]) -> subprocess.Popen[str]:
     """A kftune command that may use these cores only."""
-    script = (
-        f"import os; os.sched_setaffinity(0, {cores!r})\nfrom kftune.cli import main\nimport sys\n"
-        f"sys.argv = ['kftune', *{arguments!r}]\nsys.exit(main())"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", script],
+    return WarmPopen(
+        [sys.executable, "-m", "kftune", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        preexec_fn=partial(os.sched_setaffinity, 0, cores),
     )
 
 
@@ -75,7 +74,7 @@ def test_two_studies_on_one_core_take_turns_and_can_be_read_meanwhile(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     core = {min(os.sched_getaffinity(0))}
-    studies = [write_study(tmp_path, name, "random", trials=1, updates=1000) for name in ("one", "two")]
+    studies = [write_study(tmp_path, name, "random", trials=1, updates=500) for name in ("one", "two")]
     for path, _ in studies:
         path.write_text(path.read_text().replace("name: kill", f"name: {path.stem}"))
     databases = [Path(url.removeprefix("sqlite:///")) for _, url in studies]
