@@ -112,10 +112,11 @@ class Sitting:
         """
         from kftune.storage._opening import is_made
         from kftune.storage.repository import Repository
+        from kftune.study.config import make_plans
         from kftune.study.sessions.search import study_records
         from kftune.study.sessions.warm_start import find_candidates
 
-        plans = self.config.plans()
+        plans = make_plans(self.config)
         if not is_made(self.config.storage):
             find_candidates(self.config, plans, None)
             return

@@ -13,7 +13,7 @@ from kftune.errors import UsageError
 from kftune.objective import run_objective
 from kftune.results import Outcome, RunResult
 from kftune.storage.repository import Repository, RunRecord
-from kftune.study.config import StudyConfig, StudyPlan
+from kftune.study.config import StudyConfig, StudyPlan, make_plans
 from kftune.study.sessions.lock import sole_runner
 from kftune.study.sessions.reporting import Reporter, StudyTotals
 from kftune.study.sessions.search import storage_failures
@@ -67,7 +67,7 @@ def confirm_studies(
     for factor in budget_factors:
         if not 0 < factor < float("inf"):
             raise UsageError(f"budget factors must be above 0, got {factor:g}")
-    found = [(plan, _best_trials(plan, repository, top)) for plan in config.plans()]
+    found = [(plan, _best_trials(plan, repository, top)) for plan in make_plans(config)]
     chosen = [(plan, run) for plan, runs in found for run in runs]
     if not chosen:
         raise UsageError(f"no study of {config.name} has a trial that ended well, so there is nothing to confirm")

@@ -14,7 +14,7 @@ from kftune.problems import PROBLEMS
 from kftune.problems._data import get_dataset, locate
 from kftune.results import CurvePoint, RunResult
 from kftune.storage.repository import Repository, StudyRecord
-from kftune.study.config import StudyConfig
+from kftune.study.config import StudyConfig, make_plans
 from kftune.study.sessions.lock import sole_runner
 from kftune.study.sessions.pruning import Judge
 from kftune.study.sessions.reporting import Reporter, StudyTotals
@@ -32,7 +32,7 @@ def preflight(config: StudyConfig, *, data_dir: Path) -> None:
         DataMissingError: a problem's files are missing.
     """
     with importable_from(config.module_dir):
-        for plan in config.plans():
+        for plan in make_plans(config):
             entry = PROBLEMS.get(plan.problem_name)
             if entry.dataset is not None:
                 locate(get_dataset(entry.dataset), data_dir)
@@ -101,7 +101,7 @@ def study_records(config: StudyConfig, n_trials: Mapping[str, int]) -> list[Stud
             n_trials=n_trials[plan.study],
             n_train=plan.n_train,
         )
-        for plan in config.plans()
+        for plan in make_plans(config)
     ]
 
 

@@ -22,7 +22,7 @@ from kftune.results import CurvePoint, Outcome, RunResult, RunSpec
 from kftune.space import Value
 from kftune.storage.records import Purpose
 from kftune.storage.repository import Repository, RunRecord, SessionRecord
-from kftune.study.config import StudyConfig, StudyPlan, without_password
+from kftune.study.config import StudyConfig, StudyPlan, make_plans, without_password
 from kftune.study.executors import Asked, Finished, LocalExecutor, Lost, Progressed, RunEvent, Started, TimedOut
 from kftune.study.executors.leases import Holder
 from kftune.study.executors.ledger import Ledger
@@ -139,7 +139,7 @@ class Session(ABC):
         self.data_dir = data_dir
         self.reporter = reporter
         self.interrupt = interrupt
-        self.plans = config.plans()
+        self.plans = make_plans(config)
         self.threads = config.threads_per_worker(self.devices)
         self.ledger = Ledger(n_slots=len(self.devices))
         self.n_runs = 0

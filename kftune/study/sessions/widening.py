@@ -14,7 +14,7 @@ from kftune.errors import UsageError
 from kftune.space import Float, Int
 from kftune.storage.records import ELSEWHERE_KEY
 from kftune.storage.repository import Repository
-from kftune.study.config import StudyConfig, StudyPlan, config_from_dict
+from kftune.study.config import StudyConfig, StudyPlan, config_from_dict, make_plans
 from kftune.study.samplers.coordinates import distributions
 from kftune.study.sessions.lock import sole_runner
 from kftune.study.sessions.search import study_records
@@ -41,7 +41,7 @@ def widened(config: StudyConfig, boxes: Boxes) -> StudyConfig:
     Raises:
         ConfigError: an optimizer does not accept what is in a box.
     """
-    plans = config.plans()
+    plans = make_plans(config)
     data = config.to_dict() | {"storage": config.storage}
     optimizers = [dict(item) for item in data["optimizers"]]
     labels = list(dict.fromkeys(plan.optimizer for plan in plans))
@@ -82,11 +82,11 @@ def take_over(old: StudyConfig, new: StudyConfig, *, repository: Repository, say
     """
     stored = {record.study for record in repository.studies(old.name)}
     with sole_runner(repository.path):
-        for before in old.plans():
+        for before in make_plans(old):
             if before.study not in stored:
                 raise UsageError(f"{repository.name} holds no study {before.study!r}, so there is nothing to widen")
-        repository.register(study_records(new, {plan.study: new.trials for plan in new.plans()}))
-        for before, after in zip(old.plans(), new.plans(), strict=True):
+        repository.register(study_records(new, {plan.study: new.trials for plan in make_plans(new)}))
+        for before, after in zip(make_plans(old), make_plans(new), strict=True):
             n = _take_over(before, after, repository)
             say(f"{after.study} begins with {n} trials of {before.study}")
 
