@@ -10,7 +10,9 @@ from kftune.problems._data import (
     data_read_from,
     default_data_dir,
     fetch,
+    get_dataset,
     list_datasets,
+    locate,
 )
 from kftune.problems._target import is_problem, problem_from, target_loader
 
@@ -40,7 +42,9 @@ __all__ = [
     "data_read_from",
     "default_data_dir",
     "fetch",
+    "get_dataset",
     "is_problem",
     "list_datasets",
+    "locate",
     "problem_loader",
 ]

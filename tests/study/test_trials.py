@@ -9,7 +9,7 @@ from pathlib import Path
 from kftune.storage.repository import Repository
 from kftune.study.config import StudyConfig, make_plans
 from kftune.study.executors.ledger import Ledger
-from kftune.study.sessions.search import study_records
+from kftune.study.sessions.opening import study_records
 from kftune.study.sessions.trials import OpenTrial, Trials
 from tests.analysis.builders import result
 from tests.study.test_runner import config

@@ -14,10 +14,10 @@ from kftune.objective import run_objective
 from kftune.results import Outcome, RunResult
 from kftune.storage.repository import Repository, RunRecord
 from kftune.study.config import StudyConfig, StudyPlan, make_plans
-from kftune.study.sessions.lock import sole_runner
+from kftune.study.sessions.job import Job
+from kftune.study.sessions.opening import sole_writer
 from kftune.study.sessions.reporting import Reporter, StudyTotals
-from kftune.study.sessions.search import storage_failures
-from kftune.study.sessions.session import Interrupt, Job, RunSummary, Session
+from kftune.study.sessions.session import Interrupt, RunSummary, Session
 
 __all__ = ["confirm_seed", "confirm_studies"]
 
@@ -72,14 +72,14 @@ def confirm_studies(
     if not chosen:
         raise UsageError(f"no study of {config.name} has a trial that ended well, so there is nothing to confirm")
     session = _Confirmation(
-        config=config.model_copy(update={"repeats": seeds}),
+        config.model_copy(update={"repeats": seeds}),
         repository=repository,
         devices=devices,
         data_dir=data_dir,
-        reporter=reporter or Reporter(),
-        interrupt=interrupt or Interrupt(),
+        reporter=reporter,
+        interrupt=interrupt,
     )
-    with storage_failures(repository), sole_runner(repository.path):
+    with sole_writer(repository):
         for plan in (plan for plan, runs in found if not runs):
             session.reporter.message(f"{plan.study} has no trial that ended well, so it is left out")
         return session.run(chosen, tuple(dict.fromkeys(budget_factors)))
@@ -150,10 +150,7 @@ class _Confirmation(Session):
         for run in self.repository.runs(curves=False, purpose="confirm", superseded=True):
             earlier.setdefault((run.study, run.budget_factor, run.trial, run.repeat), []).append(run.attempt)
         for job in jobs:
-            attempts = earlier.get((job.key.study, job.budget_factor, job.trial, job.repeat), ())
-            job.disturbances = len(attempts)
-            job.attempt = max(attempts, default=0) + 1
-            yield job
+            yield job.after(earlier.get((job.key.study, job.budget_factor, job.trial, job.repeat), ()))
 
     def _more_jobs(self) -> list[Job] | None:
         job = next(self.jobs, None)

@@ -16,8 +16,7 @@ from kftune.storage.records import ELSEWHERE_KEY
 from kftune.storage.repository import Repository
 from kftune.study.config import StudyConfig, StudyPlan, config_from_dict, make_plans
 from kftune.study.samplers.coordinates import distributions
-from kftune.study.sessions.lock import sole_runner
-from kftune.study.sessions.search import study_records
+from kftune.study.sessions.opening import sole_writer, study_records
 from kftune.study.sessions.warm_start import SOURCE_KEY, take_over_sources
 
 __all__ = ["WIDE_SUFFIX", "take_over", "widened"]
@@ -81,7 +80,7 @@ def take_over(old: StudyConfig, new: StudyConfig, *, repository: Repository, say
         StudyLockedError: another process is running studies in this database.
     """
     stored = {record.study for record in repository.studies(old.name)}
-    with sole_runner(repository.path):
+    with sole_writer(repository):
         for before in make_plans(old):
             if before.study not in stored:
                 raise UsageError(f"{repository.name} holds no study {before.study!r}, so there is nothing to widen")
