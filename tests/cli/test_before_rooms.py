@@ -1,9 +1,10 @@
-"""A database and its study files of before the rearrangement (schema 0003): they are read, and gone on with.
+"""A database and study files of an earlier version: they open, show what they held, and go on as that version would.
 
-The fixture was made, in an empty directory, by the version that came before, with ``kftune run before.yaml``,
-``kftune confirm before --top 1 --seeds 2`` and ``kftune run pruned.yaml``. What is expected was printed by that
-version: by ``status``, ``best`` and ``compare --json`` of the same files, and by ``kftune run before.yaml --set trials=6`` on a
-copy of them for what the sampler proposes next.
+``tests/fixtures/before_rooms`` was made by the last version before the modules of studies were rearranged, with
+``kftune run before.yaml``, ``kftune confirm before --top 1 --seeds 2`` and ``kftune run pruned.yaml``. What is expected
+here was read off it with that version. What the next trials are to try was found by that version, too, on a copy, with
+``kftune run before.yaml --set trials=6`` and ``kftune run pruned.yaml --set trials=5 --set limit.trials=10``: what
+comes out of an optimisation may differ in its last digits from one machine to the next.
 """
 
 from __future__ import annotations
@@ -11,91 +12,156 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
-from tests.cli.conftest import Command, spawn
-from tests.processes.database import connected
+from kftune.storage.records import RunRecord, TrialRecord
+from kftune.storage.repository import Repository
+from tests.cli.conftest import Command
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "before_rooms"
+SGD, KFAC = "before/digits_mlp/sgd", "before/digits_mlp/kfac"
+ADAMW, FOOF = "pruned/digits_mlp/adamw", "pruned/digits_mlp/foof"
+
 NEXT = {
-    "before/digits_mlp/sgd": {"lr": 0.0012110085353983465, "momentum": 0.5644131996747568, "batch_size": 98},
-    "before/digits_mlp/kfac": {
-        "statistics_every": 1,
-        "inverses_every": 20,
+    SGD: {"lr": 0.0012110085353983465, "1-momentum": 0.4355868003252432, "batch_size": 98},
+    KFAC: {
         "lr": 0.017512065619148275,
         "damping": 0.00010000000000000009,
         "kl_clip": 0.00040065243875566,
-        "momentum": 0.8621596857418428,
+        "1-momentum": 0.13784031425815718,
         "batch_size": 196,
     },
+    ADAMW: {
+        "lr": 0.024233728518065652,
+        "1-beta1": 0.01629602552847218,
+        "1-beta2": 0.057886843331917306,
+        "weight_decay": 1.911664846904046e-05,
+        "batch_size": 48,
+    },
+    FOOF: {
+        "lr": 92.64515779461249,
+        "damping": 0.04776633568003522,
+        "1-momentum": 0.15277171963836203,
+        "batch_size": 216,
+    },
 }
+"""The sampled values of the first trial that is not stored, by study."""
+
+
+class Stored(NamedTuple):
+    """All that a database holds of some studies."""
+
+    trials: dict[str, list[TrialRecord]]
+    runs: list[RunRecord]
 
 
 @pytest.fixture
-def before(workdir: Path) -> Path:
-    """The files in the current directory."""
-    for path in FIXTURE.iterdir():
-        shutil.copy(path, workdir)
-    return workdir
+def database(workdir: Path) -> Path:
+    """The database, and beside it its study files, in the current directory."""
+    for file in FIXTURE.iterdir():
+        shutil.copy(file, workdir)
+    return workdir / "before.db"
 
 
-def rows_of(database: Path, table: str) -> list[tuple[Any, ...]]:
-    with connected(database, read_only=True) as connection:
-        return connection.execute(f"select * from {table} order by 1, 2").fetchall()
+def stored(database: Path) -> Stored:
+    with Repository.open(f"sqlite:///{database}", read_only=True) as repository:
+        return Stored(
+            trials={study: repository.trials(study) for study in NEXT},
+            runs=[run for purpose in ("search", "confirm") for run in repository.runs(purpose=purpose)],
+        )
 
 
-def test_it_is_read_as_it_was(before: Path, kftune: Command) -> None:
-    kept = (before / "before.db").read_bytes()
-    status = json.loads(kftune("status", "--storage", "before.db", "--json").out)
-    (searched,) = [file for file in status["files"] if file["name"] == "before"]
-    found = {s["study"]: (s["n_finished"], s["n_runs"], s["best_trial"], s["best_value"]) for s in searched["studies"]}
-    assert found == {
-        "before/digits_mlp/sgd": (5, 10, 4, 2.2241550021701393),
-        "before/digits_mlp/kfac": (5, 10, 0, 0.2737393591139052),
+def shown(kftune: Command, *arguments: str) -> Any:
+    result = kftune(*arguments, "--json")
+    assert (result.code, result.err) == (0, "")
+    return json.loads(result.out)
+
+
+def test_it_shows_what_it_held(kftune: Command, database: Path) -> None:
+    content = database.read_bytes()
+    (file,) = shown(kftune, "status", "before.yaml")["files"]
+    keys = ("study", "n_finished", "n_trials", "n_runs", "best_trial", "best_value", "outcomes", "is_complete")
+    assert [tuple(study[key] for key in keys) for study in file["studies"]] == [
+        (SGD, 5, 5, 10, 4, 2.2241550021701393, {"completed": 10}, True),
+        (KFAC, 5, 5, 10, 0, 0.2737393591139052, {"completed": 10}, True),
+    ]
+    assert (file["name"], file["n_sessions"]) == ("before", 2)
+    assert file["ledger"]["wall_seconds"] == 8.689131866000025
+
+    sgd, kfac = shown(kftune, "best", "before", "--storage", "before.db")
+    assert [(each["trial"], each["value"]) for each in sgd["configurations"]] == [
+        (4, 2.2241550021701393),
+        (3, 2.224298010932075),
+        (2, 2.2451754252115883),
+        (1, 2.2574874030219183),
+    ]
+    assert kfac["configurations"][0]["run_values"] == [0.2909078809950087, 0.25657083723280166]
+    assert kfac["configurations"][0]["params"] == {
+        "statistics_every": 1,
+        "inverses_every": 20,
+        "lr": 0.004395597043518484,
+        "damping": 0.00014813933810303405,
+        "kl_clip": 0.00041205573118356984,
+        "momentum": 0.6537875349061569,
+        "batch_size": 402,
     }
-    ranks = {
-        study["study"]: [best["trial"] for best in study["configurations"]]
-        for study in json.loads(kftune("best", "before", "--storage", "before.db", "--json").out)
-    }
-    assert ranks == {"before/digits_mlp/sgd": [4, 3, 2, 1], "before/digits_mlp/kfac": [0, 3, 2, 4]}
-    verdict = json.loads(kftune("compare", "before", "--storage", "before.db", "--json").out)["problems"][0]
-    first = verdict["rows"][0]
-    assert (first["optimizer"], first["trial"], first["is_confirmed"], first["n_seeds"]) == ("kfac", 0, True, 2)
-    assert first["loss"] == 0.32136658562554254
-    assert kftune("dashboard", "before", "--storage", "before.db", "--out", "page.html").code == 0
-    assert "kfac" in (before / "page.html").read_text()
-    assert (before / "before.db").read_bytes() == kept  # reading brings nothing up to date
+
+    (problem,) = shown(kftune, "compare", "before", "--storage", "before.db")["problems"]
+    assert problem["is_confirmed"] is True
+    rows = [(row["optimizer"], row["trial"], row["loss"], row["tuned"], row["n_seeds"]) for row in problem["rows"]]
+    assert rows == [
+        ("kfac", 0, pytest.approx(0.32136658562554254, rel=1e-12), 0.2737393591139052, 2),
+        ("sgd", 4, pytest.approx(2.1774322509765627, rel=1e-12), 2.2241550021701393, 2),
+    ]
+    assert problem["comparisons"][0]["difference"] == pytest.approx(-1.8560656653510201, rel=1e-9)
+    assert problem["comparisons"][0]["p_value"] == pytest.approx(0.020178090303727594, rel=1e-6)
+
+    (file,) = shown(kftune, "status", "pruned.yaml")["files"]
+    assert [tuple(study[key] for key in keys) for study in file["studies"]] == [
+        (ADAMW, 4, 4, 4, 0, 1.2099612765842014, {"completed": 3, "pruned": 1}, True),
+        (FOOF, 4, 4, 4, 1, 0.8057202657063802, {"completed": 2, "pruned": 2}, True),
+    ]
+    assert database.read_bytes() == content
 
 
-def test_the_study_file_goes_on_with_the_trial_that_was_next(before: Path) -> None:
-    database = before / "before.db"
-    kept = rows_of(database, "kftune_run")
-    points = rows_of(database, "kftune_point")
-    done = spawn("run", "before.yaml", "--set", "trials=6", cwd=before)
-    assert (done.code, done.err) == (0, "")
-    now = rows_of(database, "kftune_run")
-    assert [row[: len(kept[0])] for row in now[: len(kept)]] == kept  # new columns stand behind the old ones
-    assert rows_of(database, "kftune_point")[: len(points)] == points
-    assert len(now) == len(kept) + 2 * 2
-    with connected(database, read_only=True) as connection:
-        added = connection.execute(
-            "select kftune_study.study, params from kftune_run join kftune_study on kftune_study.id = study_id "
-            "where trial = 5 and repeat = 0"
-        ).fetchall()
-    proposed = {study: json.loads(params) for study, params in added}
-    assert set(proposed) == set(NEXT)
-    for study, params in NEXT.items():
-        # The proposal is where an optimizer of the acquisition function stopped, which another BLAS does elsewhere.
-        assert proposed[study] == pytest.approx(params, rel=1e-4)
+def assert_one_more(before: Stored, after: Stored, studies: tuple[str, ...], *, n_runs: int) -> None:
+    """Each of ``studies`` has one trial more, the expected one, with its runs; all else is what it was."""
+    for study, trials in before.trials.items():
+        n = len(trials)
+        assert after.trials[study][:n] == trials
+        assert len(after.trials[study]) == n + (study in studies)
+        if study in studies:
+            new = after.trials[study][n]
+            assert new.params == pytest.approx(NEXT[study], rel=1e-6)
+            assert new.state in ("complete", "pruned")
+    n_before = {study: len(trials) for study, trials in before.trials.items()}
+    old = [run for run in after.runs if run.trial < n_before[run.study]]
+    new_runs = [run for run in after.runs if run.trial >= n_before[run.study]]
+    assert old == before.runs
+    assert [run.study for run in new_runs] == [study for study in studies for _ in range(n_runs)]
 
 
-def test_the_database_alone_goes_on(before: Path) -> None:
-    done = spawn("resume", "pruned", "--storage", "before.db", cwd=before)
-    assert (done.code, done.err) == (0, "")
-    assert "pruned is complete already" in done.out
-    more = spawn("resume", "pruned", "--storage", "before.db", "--set", "trials=5", "--set", "limit.trials=10", cwd=before)
-    assert (more.code, more.err) == (0, "")
-    status = json.loads(spawn("status", "pruned", "--storage", "before.db", "--json", cwd=before).out)
-    assert [study["n_finished"] for file in status["files"] for study in file["studies"]] == [5, 5]
+def test_a_study_gets_one_trial_more_and_keeps_the_others(kftune: Command, database: Path) -> None:
+    before = stored(database)
+    assert [(run.study, run.trial, run.repeat) for run in before.runs if run.purpose == "confirm"] == [
+        (SGD, 4, 0),
+        (SGD, 4, 1),
+        (KFAC, 0, 0),
+        (KFAC, 0, 1),
+    ]
+    result = kftune("run", "before.yaml", "--set", "trials=6")
+    assert (result.code, result.err) == (0, "")
+    assert_one_more(before, stored(database), (SGD, KFAC), n_runs=2)
+
+
+def test_a_study_with_pruned_trials_is_complete_and_goes_on(kftune: Command, database: Path) -> None:
+    before = stored(database)
+    result = kftune("resume", "pruned")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith("pruned is complete already: every study has its 4 trials; nothing to do\n")
+    assert stored(database) == before
+    # What it was to start from it has had, and is not given again.
+    assert kftune("run", "pruned.yaml", "--set", "trials=5", "--set", "limit.trials=10").code == 0
+    assert_one_more(before, stored(database), (ADAMW, FOOF), n_runs=1)

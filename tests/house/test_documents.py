@@ -16,7 +16,7 @@ import yaml
 import kftune
 from kftune._targets import importable_from
 from kftune.cli._app import app
-from kftune.study.config import config_from_dict, load_config
+from kftune.study.config import config_from_dict, load_config, make_plans
 from kftune.study.config.schema import study_schema
 from tests.house.pages import QUICKSTART, ROOT, blocks, page_id, pages, write_files
 
@@ -58,7 +58,7 @@ def test_every_study_file_is_one(
         shown = yaml.safe_load(block.text)
         whole = shown if "problems" in shown else quickstart | shown
         validator.validate(whole)
-        config_from_dict(whole, page.name, directory=tmp_path).plans()
+        make_plans(config_from_dict(whole, page.name, directory=tmp_path))
         stated = config_from_dict(whole, page.name, directory=tmp_path).to_dict()
         assert shown.keys() <= stated.keys()
 

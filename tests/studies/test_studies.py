@@ -10,7 +10,7 @@ import pytest
 from kftune.problems import PROBLEMS
 from kftune.results import Outcome
 from kftune.storage.repository import Repository
-from kftune.study.config import load_config
+from kftune.study.config import load_config, make_plans
 from kftune.study.sessions.search import run_studies
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ SMALL = ("budget={updates: 1}", "trials=1", "repeats=1", "devices=cpu", "threads
 def test_a_study_file_is_valid_and_bears_its_name(path: Path) -> None:
     config = load_config(path)
     assert config.name == path.stem
-    assert len(config.plans()) == len(config.problems) * len(config.optimizers)
+    assert len(make_plans(config)) == len(config.problems) * len(config.optimizers)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_study_file_runs(path: Path, tmp_path: Path) -> None:
         summary = run_studies(config, repository=repository, devices=["cpu"], data_dir=DATA)
         runs = repository.runs()
     assert summary.outcome == "complete"
-    assert len(runs) == len(config.plans())
+    assert len(runs) == len(make_plans(config))
     for run in runs:
         assert run.result.outcome is Outcome.COMPLETED, run.result.message
         assert run.result.updates == 1
