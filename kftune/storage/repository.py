@@ -16,7 +16,7 @@ from sqlalchemy import orm
 
 from kftune.errors import StorageError
 from kftune.storage import models
-from kftune.storage._connecting import Access, Database, storage_errors
+from kftune.storage._connecting import Access, Database, optuna_errors, storage_errors
 from kftune.storage._opening import dispose, is_made, make_file, open_engines
 from kftune.storage._reading import Reading
 from kftune.storage._registering import check_same, left_out
@@ -65,6 +65,16 @@ class Repository(Reading):
             NewerDatabaseError: it was written by a later kftune.
         """
         return is_made(url)
+
+    @contextmanager
+    def optuna_errors(self) -> Iterator[None]:
+        """Inside the ``with`` block, what Optuna cannot read or write (a full disk, say) is an error of ours.
+
+        Raises:
+            StorageError: in place of Optuna's.
+        """
+        with optuna_errors(self.name):
+            yield
 
     def close(self) -> None:
         """Give back all connections; the last one to close tidies up SQLite's write-ahead log."""

@@ -12,11 +12,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-import optuna
-
 from kftune._targets import importable_from
 from kftune._version import __version__
-from kftune.errors import StorageError
 from kftune.problems import PROBLEMS, get_dataset, locate
 from kftune.storage.repository import Repository, SessionRecord, StudyRecord
 from kftune.study.config import StudyConfig, make_plans, without_password
@@ -48,13 +45,8 @@ def sole_writer(repository: Repository) -> Iterator[None]:
         StudyLockedError: another process is running studies in it.
         StorageError: the database cannot be written any more (a full disk, say); what is stored is safe.
     """
-    try:
-        with sole_runner(repository.path):
-            yield
-    except optuna.exceptions.StorageInternalError as error:
-        cause = error.__cause__ or error
-        # SQLAlchemy adds lines with the statement and a link.
-        raise StorageError(f"{repository.name}: {getattr(cause, 'orig', None) or cause}") from error
+    with repository.optuna_errors(), sole_runner(repository.path):
+        yield
 
 
 def study_records(config: StudyConfig, n_trials: Mapping[str, int]) -> list[StudyRecord]:

@@ -15,7 +15,7 @@ from kftune.space import Float, Int
 from kftune.storage.records import ELSEWHERE_KEY
 from kftune.storage.repository import Repository
 from kftune.study.config import StudyConfig, StudyPlan, config_from_dict, make_plans
-from kftune.study.samplers.coordinates import distributions
+from kftune.study.samplers.coordinates import contains, distributions
 from kftune.study.sessions.opening import sole_writer, study_records
 from kftune.study.sessions.warm_start import SOURCE_KEY, take_over_sources
 
@@ -129,6 +129,4 @@ def _take_over(before: StudyPlan, after: StudyPlan, repository: Repository) -> i
 
 def _holding(asked: Mapping[str, BaseDistribution], name: str, trial: FrozenTrial) -> BaseDistribution:
     """What a new trial would be asked for; the trial's own distribution where that does not reach as far as it did."""
-    found = asked[name]
-    inside = found._contains(found.to_internal_repr(trial.params[name]))
-    return found if inside else trial.distributions[name]
+    return asked[name] if contains(asked[name], trial.params[name]) else trial.distributions[name]
