@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo test test-all install install-test lint format clean
+.PHONY: demo test test-all docs docs-quick install install-test install-docs lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/kftune run studies/quickstart.yaml
@@ -24,6 +24,14 @@ lint: $(VENV)/.installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The site, its examples executed, in docs/_build/html.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+# Every page and every reference, no example executed.
+docs-quick: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -E -b html -D plot_gallery=0 docs docs/_build/quick
+
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -31,6 +39,8 @@ format: $(VENV)/.installed-test
 install: $(VENV)/.installed
 
 install-test: $(VENV)/.installed-test
+
+install-docs: $(VENV)/.installed-docs
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -45,5 +55,10 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) --constraint constraints.txt --editable ".[test]"
 	@touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@echo "Installing what builds the documentation into $(VENV) ..."
+	$(PIP) --constraint constraints.txt --editable ".[docs]"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info docs/_build docs/_generated docs/gallery docs/sg_execution_times.rst

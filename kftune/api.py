@@ -151,7 +151,8 @@ class Study:
         from kftune.progress.studies import make_reporter
         from kftune.storage.repository import Repository
         from kftune.study.config import resolve_devices
-        from kftune.study.sessions.search import Interrupt, preflight
+        from kftune.study.sessions.opening import preflight
+        from kftune.study.sessions.session import Interrupt
 
         slots = resolve_devices(self.config, devices, workers=workers)
         chosen = data_dir if data_dir is not None else self._data_dir

@@ -88,10 +88,16 @@ class RunSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """One evaluation: losses are means over examples; ``accuracy`` is the share of correct test predictions.
+    """One evaluation.
 
-    ``readings`` are what the optimizer says of itself since the point before, by name: ``lr``, ``damping``,
-    ``momentum``, ``kl_clip_active`` (share of the updates that the clip shortened), ….
+    Attributes:
+        train_seconds: reading of the training clock.
+        update: updates made before it.
+        train_loss: mean over the training examples that are evaluated.
+        test_loss: mean over the test examples.
+        accuracy: share of correct test predictions; None where it has no meaning.
+        readings: what the optimizer says of itself since the point before, by name: ``lr``, ``damping``, ``momentum``,
+            ``kl_clip_active`` (share of the updates that the clip shortened), ….
     """
 
     train_seconds: float

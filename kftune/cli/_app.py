@@ -7,28 +7,9 @@ from typing import Annotated
 import typer
 
 from kftune._version import __version__
-from kftune.cli.commands import (
-    benchmark,
-    best,
-    compare,
-    confirm,
-    dashboard,
-    data,
-    describe,
-    export,
-    figure,
-    import_,
-    init,
-    listing,
-    profile,
-    resume,
-    run,
-    schema,
-    serve,
-    status,
-    transfer,
-    validate,
-)
+from kftune.cli.commands.library import benchmark, data, describe, listing, profile
+from kftune.cli.commands.results import best, compare, dashboard, export, figure, import_, serve, status, transfer
+from kftune.cli.commands.studies import confirm, init, resume, run, schema, validate
 
 __all__ = ["app"]
 

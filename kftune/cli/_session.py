@@ -22,7 +22,7 @@ from kftune.progress.studies import ProgressReporter, make_reporter
 if TYPE_CHECKING:
     from kftune.storage.repository import Repository
     from kftune.study.config import StudyConfig
-    from kftune.study.sessions.search import Interrupt, RunSummary
+    from kftune.study.sessions.session import Interrupt, RunSummary
 
 __all__ = ["Sitting", "stored_config"]
 
@@ -97,7 +97,7 @@ class Sitting:
         """
         from kftune.problems import default_data_dir
         from kftune.study.config import resolve_devices
-        from kftune.study.sessions.search import preflight
+        from kftune.study.sessions.opening import preflight
 
         slots = resolve_devices(self.config, self.devices, workers=self.workers)
         directory = self.data_dir if self.data_dir is not None else default_data_dir()
@@ -110,13 +110,13 @@ class Sitting:
         Raises:
             UsageError: as :meth:`search`.
         """
-        from kftune.storage._opening import is_made
         from kftune.storage.repository import Repository
-        from kftune.study.sessions.search import study_records
+        from kftune.study.config import make_plans
+        from kftune.study.sessions.opening import study_records
         from kftune.study.sessions.warm_start import find_candidates
 
-        plans = self.config.plans()
-        if not is_made(self.config.storage):
+        plans = make_plans(self.config)
+        if not Repository.is_made(self.config.storage):
             find_candidates(self.config, plans, None)
             return
         with Repository.open(self.config.storage, read_only=True) as repository:
@@ -132,7 +132,7 @@ class Sitting:
         repeats: int | None = None,
     ) -> int:
         from kftune.storage.repository import Repository
-        from kftune.study.sessions.search import Interrupt
+        from kftune.study.sessions.session import Interrupt
 
         slots, directory = self.check()
         with Repository.open(self.config.storage) as repository:

@@ -25,11 +25,12 @@ def widened_study(config: StudyConfig) -> StudyConfig:
     from kftune.analysis.stored.results import load_results
     from kftune.analysis.tuning.gate import hugged_edges
     from kftune.storage.repository import Repository
+    from kftune.study.config import make_plans
     from kftune.study.sessions.widening import take_over, widened
 
     with Repository.open(config.storage, create=False) as repository:
         (file,) = load_results(repository, [config.name])
-        most = min(plan.n_train for plan in config.plans())
+        most = min(plan.n_train for plan in make_plans(config))
         boxes: dict[tuple[str, str], tuple[float, float]] = {}
         for edge in (edge for s in file.studies for edge in hugged_edges(s)):
             if edge.wider is None:

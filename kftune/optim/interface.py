@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -58,7 +58,7 @@ class ModelOptimizer(torch.optim.Optimizer):
         super().__init__(model.named_parameters(), defaults)
         self.phases = _NoTimer()
         self._n_examples = 0
-        self._unit = 1  # examples of the update's first micro-batch
+        self._n_before = 0  # examples of the update's micro-batches before the one that runs
         self._single = False  # whether the closure that runs is all of its update, and nobody sees ``.grad`` before it
         self._loss_sum: Tensor | None = None
         self._tallies: dict[str, tuple[Tensor | float, int]] = {}
@@ -67,7 +67,8 @@ class ModelOptimizer(torch.optim.Optimizer):
         """Add one micro-batch: its gradient and, where they are due, its curvature statistics.
 
         k micro-batches followed by :meth:`step` give the update of one batch of their union (to rounding), each
-        weighted with its number of examples (the output's first dimension), as long as no layer mixes examples.
+        weighted with its number of examples (the output's first dimension), as long as no layer mixes examples. Between
+        the two ``.grad`` is the gradient of the mean loss of all examples so far, for whoever clips or looks at it.
         If the closure raises, everything accumulated for this update is dropped.
 
         A method that adapts itself (:class:`~kftune.optim.methods.kfac.KFAC` with ``rescale``) runs the closures again
@@ -85,12 +86,12 @@ class ModelOptimizer(torch.optim.Optimizer):
         """
         if self._n_examples == 0:
             self._begin()
-        so_far, self._n_examples = self._n_examples, 0
+        self._n_before, self._n_examples = self._n_examples, 0
         with torch.enable_grad(), self.phases.phase("forward_backward"):
             loss, n_examples = self._forward_backward(closure)
         weighted = loss.detach() * n_examples
         self._loss_sum = weighted if self._loss_sum is None else self._loss_sum + weighted
-        self._n_examples = so_far + n_examples
+        self._n_examples = self._n_before + n_examples
         return loss.detach()
 
     def _begin(self) -> None:
@@ -105,13 +106,28 @@ class ModelOptimizer(torch.optim.Optimizer):
         return loss, len(output)
 
     def _backward(self, loss: Tensor, n_examples: int) -> None:
-        """Add ``n_examples / unit``·(gradient of the mean loss) to ``.grad``; the unit is the first micro-batch's size.
+        """Take the gradient of the mean loss into ``.grad``, which is a mean over examples before and after it.
 
-        So a single micro-batch, the usual case, needs no pass over the gradients to scale them.
+        A single micro-batch, the usual case, needs no pass over the gradients to scale them.
         """
-        if self._loss_sum is None:
-            self._unit = n_examples
-        torch.autograd.backward(loss if n_examples == self._unit else loss * (n_examples / self._unit))
+        before = self._n_before
+        if before:
+            total = before + n_examples
+            self._scale_gradients(before / total)
+            loss = loss * (n_examples / total)
+        torch.autograd.backward(loss)
+
+    @torch.no_grad()
+    def _scale_gradients(self, factor: float) -> None:
+        held = [p for p in self._gradient_holders() if p.grad is not None]
+        _densify(held)
+        gradients = [p.grad for p in held if p.grad is not None]
+        if gradients:
+            torch._foreach_mul_(gradients, factor)
+
+    def _gradient_holders(self) -> list[Tensor]:
+        """The parameters whose ``.grad`` belongs to the update."""
+        return [p for group in self.param_groups for p in group["params"]]
 
     # The closure of kftune returns (loss, output), torch's a loss.
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
@@ -133,12 +149,10 @@ class ModelOptimizer(torch.optim.Optimizer):
         if self._n_examples == 0 or self._loss_sum is None:
             raise RuntimeError("nothing to step from: call step(closure), or accumulate(closure) before step()")
         loss = self._loss_sum / self._n_examples
-        self._densify_gradients()
+        _densify(self._gradient_holders())
         gradients = self._gradient_tensors()
         with torch.no_grad():
             with self.phases.phase("update"):
-                if gradients and self._n_examples != self._unit:
-                    torch._foreach_mul_(gradients, self._unit / self._n_examples)
                 self._n_examples, self._loss_sum = 0, None
                 if not all_finite([loss, *gradients]):
                     what = "the loss" if not torch.isfinite(loss) else "a gradient"
@@ -147,13 +161,6 @@ class ModelOptimizer(torch.optim.Optimizer):
                     )
             self._update()
         return loss
-
-    def _densify_gradients(self) -> None:
-        """Write out gradients of ``nn.Embedding(sparse=True)``: norms, averages and factors are of dense ones."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None and p.grad.is_sparse:
-                    p.grad = p.grad.to_dense()
 
     def _gradient_tensors(self) -> list[Tensor]:
         """Everything that holds a part of the accumulated gradient."""
@@ -245,3 +252,10 @@ class ModelOptimizer(torch.optim.Optimizer):
 
     def _load_extra_state(self, extra: dict[str, Any]) -> None:
         """Inverse of :meth:`_extra_state`; ``extra`` belongs to this optimizer alone."""
+
+
+def _densify(parameters: Iterable[Tensor]) -> None:
+    """Write out gradients of ``nn.Embedding(sparse=True)``: norms, averages and factors are of dense ones."""
+    for p in parameters:
+        if p.grad is not None and p.grad.is_sparse:
+            p.grad = p.grad.to_dense()

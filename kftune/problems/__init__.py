@@ -4,8 +4,8 @@ from kftune._registry import Registry
 from kftune._targets import is_target
 from kftune.problems._base import Problem, ProblemEntry, ProblemLoader, Split
 from kftune.problems._target import is_problem, problem_from, target_loader
-from kftune.problems.data.datasets import DATASETS, Dataset
-from kftune.problems.data.directory import DatasetStatus, data_read_from, default_data_dir, list_datasets
+from kftune.problems.data.datasets import DATASETS, Dataset, get_dataset
+from kftune.problems.data.directory import DatasetStatus, data_read_from, default_data_dir, list_datasets, locate
 from kftune.problems.data.fetching import fetch
 
 PROBLEMS: Registry[ProblemEntry] = Registry("problem", "kftune.problems", "kftune.problems", from_target=problem_from)
@@ -34,7 +34,9 @@ __all__ = [
     "data_read_from",
     "default_data_dir",
     "fetch",
+    "get_dataset",
     "is_problem",
     "list_datasets",
+    "locate",
     "problem_loader",
 ]

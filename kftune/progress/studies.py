@@ -22,7 +22,7 @@ from kftune.wording import duration, number, objective_title, outcome_title
 
 if TYPE_CHECKING:
     from kftune.study.config import StudyConfig
-    from kftune.study.sessions.search import Interrupt
+    from kftune.study.sessions.session import Interrupt
 
 __all__ = ["LiveReporter", "Pace", "PlainReporter", "ProgressReporter", "make_reporter"]
 

@@ -23,7 +23,7 @@ from sqlalchemy import event
 
 from kftune.errors import StorageError
 
-__all__ = ["Access", "Database", "storage_errors"]
+__all__ = ["Access", "Database", "optuna_errors", "storage_errors"]
 
 Access: TypeAlias = Literal["create", "write", "read", "read_protected", "read_unchanging"]
 """``create`` makes the file if need be. Reading opens a file that may be written as such, but refuses to write: only so
@@ -158,6 +158,15 @@ def storage_errors(name: str) -> Iterator[None]:
     try:
         yield
     except (StorageInternalError, sa.exc.SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
+        raise StorageError(f"{name}: {_explained(error)}") from error
+
+
+@contextmanager
+def optuna_errors(name: str) -> Iterator[None]:
+    """The same for what Optuna cannot read or write, and for nothing else."""
+    try:
+        yield
+    except StorageInternalError as error:
         raise StorageError(f"{name}: {_explained(error)}") from error
 
 

@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import datetime
-from itertools import groupby
-from operator import itemgetter
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import optuna
 import sqlalchemy as sa
-from optuna.storages import BaseStorage, RDBStorage, get_storage
 from sqlalchemy import orm
 
 from kftune.errors import StorageError
-from kftune.results import CurvePoint
 from kftune.storage import models
-from kftune.storage._connecting import Access, Database, storage_errors
-from kftune.storage._opening import dispose, make_file, open_engines
+from kftune.storage._connecting import Access, Database, optuna_errors, storage_errors
+from kftune.storage._opening import dispose, is_made, make_file, open_engines
+from kftune.storage._reading import Reading
 from kftune.storage._registering import check_same, left_out
-from kftune.storage._rows import delete_reports, put_study, run_columns, run_record, run_row, session_row
-from kftune.storage.records import ELSEWHERE_KEY, Purpose, RunRecord, SessionRecord, StudyRecord, TrialRecord
+from kftune.storage._rows import delete_reports, put_study, run_row, session_row
+from kftune.storage.records import RunRecord, SessionRecord, StudyRecord, TrialRecord
 
 __all__ = ["Repository", "RunRecord", "SessionRecord", "StudyRecord", "TrialRecord"]
 
 
-class Repository:
+class Repository(Reading):
     """An open database. Use :meth:`open`; close it, or use it in a ``with`` statement. For one thread."""
-
-    def __init__(self, database: Database, engine: sa.Engine, optuna_storage: RDBStorage) -> None:
-        self._database = database
-        self._engine = engine
-        self._rdb = optuna_storage
-        # The cache keeps finished trials, so that the many `load_study` of a session do not read them again.
-        self._optuna = get_storage(optuna_storage)
 
     @classmethod
     def open(cls, url: str, *, create: bool = True, read_only: bool = False) -> Self:
@@ -65,6 +53,29 @@ class Repository:
                 make_file(database, database.path)
             return cls(database, *open_engines(database))
 
+    @staticmethod
+    def is_made(url: str) -> bool:
+        """Whether a database has kftune's tables already, or :meth:`open` would make them; nothing is written.
+
+        Args:
+            url: see :meth:`open`.
+
+        Raises:
+            StorageError: they could not be made, or the database is something else.
+            NewerDatabaseError: it was written by a later kftune.
+        """
+        return is_made(url)
+
+    @contextmanager
+    def optuna_errors(self) -> Iterator[None]:
+        """Inside the ``with`` block, what Optuna cannot read or write (a full disk, say) is an error of ours.
+
+        Raises:
+            StorageError: in place of Optuna's.
+        """
+        with optuna_errors(self.name):
+            yield
+
     def close(self) -> None:
         """Give back all connections; the last one to close tidies up SQLite's write-ahead log."""
         dispose(self._engine, self._rdb)
@@ -76,21 +87,6 @@ class Repository:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    @property
-    def optuna_storage(self) -> BaseStorage:
-        """Optuna's storage on the same database; pass it to ``optuna.load_study``."""
-        return self._optuna
-
-    @property
-    def name(self) -> str:
-        """The database's path, or its URL without password."""
-        return self._database.name
-
-    @property
-    def path(self) -> Path | None:
-        """The SQLite file; None for a database server."""
-        return self._database.path
 
     # -- studies -----------------------------------------------------------------------------------------------------
 
@@ -163,61 +159,6 @@ class Repository:
             ids = {row.study: row.id for row in rows}
             session.add_all(run_row(replace(run, session_id=of_session.id), ids[run.study]) for run in runs)
 
-    def studies(self, file_name: str | None = None) -> list[StudyRecord]:
-        """Studies in the order they were registered, of one study file or all."""
-        row = models.Study
-        query = sa.select(*(getattr(row, column.name) for column in fields(StudyRecord))).order_by(row.id)
-        if file_name is not None:
-            query = query.where(row.file_name == file_name)
-        with self._read() as connection:
-            return [StudyRecord(**found._mapping) for found in connection.execute(query)]
-
-    def file_names(self) -> list[str]:
-        """Names of the study files that have studies here, in the order they came."""
-        return list(dict.fromkeys(record.file_name for record in self.studies()))
-
-    def revision(self) -> str:
-        """A short text that is another one whenever studies, trials, runs or sessions have changed."""
-        counts = [
-            sa.select(sa.func.count(), sa.func.max(table.id)).select_from(table)
-            for table in (models.Study, models.Session, models.Run)
-        ]
-        ledgers = sa.select(models.Session.ended_at, models.Session.ledger)
-        superseded = sa.select(sa.func.count()).where(models.Run.superseded)
-        plans = sa.select(sa.func.sum(models.Study.n_trials))
-        # Optuna's table, whose columns are the same in every version of its schema.
-        trials = sa.text("SELECT state, COUNT(*) FROM trials GROUP BY state ORDER BY state")
-        with self._read() as connection:
-            found = [tuple(row) for query in (*counts, superseded, plans, ledgers) for row in connection.execute(query)]
-            found += [tuple(row) for row in connection.execute(trials)]
-        return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
-
-    def trials(self, study: str) -> list[TrialRecord]:
-        """Optuna's trials of a study, by number.
-
-        Raises:
-            StorageError: there is no such study.
-        """
-        with storage_errors(self.name):
-            try:
-                study_id = self._optuna.get_study_id_from_name(study)
-            except KeyError as error:
-                raise StorageError(f"{self.name} holds no study {study!r}") from error
-            trials = self._optuna.get_all_trials(study_id, deepcopy=False)
-        return [
-            TrialRecord(
-                number=trial.number,
-                state=trial.state.name.lower(),
-                value=trial.value,
-                params=dict(trial.params),
-                datetime_start=trial.datetime_start,
-                datetime_complete=trial.datetime_complete,
-                is_enqueued="fixed_params" in trial.system_attrs,
-                is_from_elsewhere=ELSEWHERE_KEY in trial.user_attrs,
-            )
-            for trial in trials
-        ]
-
     def forget_reports(self, study: str, number: int) -> None:
         """Take back what a trial that runs has reported to Optuna's pruner, and where that has put it.
 
@@ -258,25 +199,6 @@ class Repository:
             raise StorageError(f"{self.name} holds no session {session_id}")
         return row
 
-    def sessions(self, file_name: str | None = None) -> list[SessionRecord]:
-        """Sessions in the order they began, of one study file or all."""
-        row = models.Session
-        query = sa.select(
-            row.id,
-            row.file_name,
-            row.started_at,
-            row.ended_at,
-            row.host,
-            row.devices,
-            row.versions,
-            row.command,
-            row.ledger,
-        ).order_by(row.id)
-        if file_name is not None:
-            query = query.where(row.file_name == file_name)
-        with self._read() as connection:
-            return [SessionRecord(**found._mapping) for found in connection.execute(query)]
-
     # -- runs --------------------------------------------------------------------------------------------------------
 
     def add_run(self, record: RunRecord, *, session_ledger: Mapping[str, float]) -> None:
@@ -305,85 +227,7 @@ class Repository:
             self._session_row(session, record.session_id).ledger = dict(session_ledger)
             session.add(run_row(record, study_id))
 
-    def runs(
-        self,
-        study: str | None = None,
-        *,
-        curves: bool = True,
-        purpose: Purpose = "search",
-        superseded: bool = False,
-    ) -> list[RunRecord]:
-        """Runs by study (in the order they were registered), budget factor, trial, repeat and attempt.
-
-        Args:
-            study: only of this study.
-            curves: with their points; without, every ``result.curve`` is empty and reading is much faster.
-            purpose: of the search (what trials' values are made of), or those that confirm some of its trials.
-            superseded: those that were made again, or are to be, instead of those that count.
-        """
-        where = [models.Run.purpose == purpose, models.Run.superseded.is_(superseded)]
-        if study is not None:
-            where.append(models.Study.study == study)
-        with self._read() as connection:
-            query = (
-                sa.select(models.Study.study, *run_columns(connection))
-                .join_from(models.Run, models.Study)
-                .where(*where)
-                .order_by(
-                    models.Run.study_id,
-                    models.Run.budget_factor,
-                    models.Run.trial,
-                    models.Run.repeat,
-                    models.Run.attempt,
-                )
-            )
-            rows = connection.execute(query).mappings().all()
-            found = self._curves(connection, where) if curves else {}
-        return [run_record(row, found.get(row["id"], ())) for row in rows]
-
-    @staticmethod
-    def _curves(
-        connection: sa.Connection, where: Sequence[sa.ColumnElement[bool]]
-    ) -> dict[int, tuple[CurvePoint, ...]]:
-        row = models.Point
-        query = (
-            sa.select(
-                row.run_id,
-                row.train_seconds,
-                row.update,
-                row.train_loss,
-                row.test_loss,
-                row.accuracy,
-                row.readings,
-            )
-            .join_from(models.Point, models.Run)
-            .join(models.Study)
-            .where(*where)
-            .order_by(row.run_id, row.position)
-        )
-        points = groupby(connection.execute(query).all(), key=itemgetter(0))
-        return {
-            run_id: tuple(
-                CurvePoint(
-                    train_seconds=seconds,
-                    update=update,
-                    train_loss=train,
-                    test_loss=test,
-                    accuracy=accuracy,
-                    readings=readings,
-                )
-                for _, seconds, update, train, test, accuracy, readings in group
-            )
-            for run_id, group in points
-        }
-
     # -- micro-batch sizes ---------------------------------------------------------------------------------------------
-
-    def micro_batch(self, key: str) -> int | None:
-        """The micro-batch size found for ``key`` (problem, optimizer, device), if it was looked for."""
-        with self._read() as connection:
-            query = sa.select(models.MicroBatch.size).where(models.MicroBatch.key == key)
-            return connection.scalar(query)
 
     def save_micro_batch(self, key: str, size: int, *, found_at: datetime) -> None:
         """Store the micro-batch size found for ``key``, in place of an earlier one."""
@@ -396,11 +240,6 @@ class Repository:
             row.found_at = found_at
 
     # -- transactions ------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _read(self) -> Iterator[sa.Connection]:
-        with storage_errors(self.name), self._engine.begin() as connection:
-            yield connection
 
     @contextmanager
     def _write(self) -> Iterator[orm.Session]:

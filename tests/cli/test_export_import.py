@@ -15,7 +15,7 @@ import yaml
 
 from kftune.analysis.ranking.chosen import ChosenConfiguration
 from kftune.cli.rendering.snippets import as_python
-from kftune.study.config import parse_config
+from kftune.study.config import make_plans, parse_config
 from tests.cli.conftest import Command
 from tests.cli.stored import make
 
@@ -35,7 +35,7 @@ def test_the_yaml_is_part_of_a_study_file(kftune: Command, made: Path) -> None:
     assert "# made/digits_autoencoder/kfac, trial 0: test loss 0.3 in the search, not confirmed" in second
     head = "name: again\nproblems: [digits_mlp]\nbudget: {updates: 3}\ntrials: 1\n"
     config = parse_config(head + first, "again.yaml")
-    plans = {plan.optimizer: plan for plan in config.plans()}
+    plans = {plan.optimizer: plan for plan in make_plans(config)}
     assert plans["kfac"].space.fixed["lr"] == 0.05
     assert plans["kfac"].space.fixed["kl_clip"] is None
     assert "lr" not in plans["kfac"].space.dimensions

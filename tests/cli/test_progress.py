@@ -12,7 +12,7 @@ from kftune.progress.studies import LiveReporter, Pace, PlainReporter, ProgressR
 from kftune.results import CurvePoint, Outcome, RunResult
 from kftune.study.config import StudyConfig, config_from_dict
 from kftune.study.sessions.reporting import RunKey, StudyTotals
-from kftune.study.sessions.search import Interrupt
+from kftune.study.sessions.session import Interrupt
 
 SGD, KFAC = "small/digits_mlp/sgd", "small/digits_mlp/kfac"
 

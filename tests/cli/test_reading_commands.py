@@ -13,7 +13,7 @@ from rich.cells import cell_len
 import kftune as package
 from kftune.optim import OPTIMIZERS
 from kftune.problems import PROBLEMS
-from kftune.study.config import load_config
+from kftune.study.config import load_config, make_plans
 from kftune.study.samplers import SAMPLERS
 from tests.cli.conftest import Command
 
@@ -165,7 +165,7 @@ def test_init_writes_a_study_file_that_is_valid(kftune: Command, workdir: Path, 
     assert result.code == 0
     config = load_config(workdir / "my study.yaml")
     assert config.name == "my study"
-    assert [plan.optimizer for plan in config.plans()] == list(OPTIMIZERS.names())
+    assert [plan.optimizer for plan in make_plans(config)] == list(OPTIMIZERS.names())
     assert kftune("validate", "my study.yaml").code == 0
 
 

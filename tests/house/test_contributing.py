@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import os
 import re
@@ -21,55 +20,41 @@ from torch.nn.functional import cross_entropy
 
 from kftune.space import Float, Int
 from kftune.study.samplers.coordinates import to_unit
+from tests.house.pages import ROOT, blocks, write_files
 from tests.processes import warm
+from tools import draw_layers
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-PACKAGE = "newcomer"
+FILE = ROOT / "CONTRIBUTING.md"
+PAGE = FILE.read_text(encoding="utf-8")
 EXAMPLES = {"signum", "wine", "nearby", "discovery"}
 N_UPDATES = 50
-STUDY = f"""
-name: {PACKAGE}
+STUDY = """
+name: newcomer
 problems: [wine_mlp]
 optimizers: [signum, sgd]
-sampler: {{name: nearby, radius: 0.2}}
-budget: {{updates: 30}}
+sampler: {name: nearby, radius: 0.2}
+budget: {updates: 30}
 repeats: 1
 trials: 2
 startup_trials: 1
-storage: sqlite:///{PACKAGE}.db
+storage: sqlite:///newcomer.db
 devices: cpu
 threads: 1
 """
 
 
-def drawer() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("draw_layers", ROOT / "tools" / "draw_layers.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def layers() -> ModuleType:
-    return drawer()
-
-
-def test_the_drawing_is_of_the_layers_as_they_are(layers: ModuleType) -> None:
-    drawing = layers.draw(layers.boxes_of((ROOT / "pyproject.toml").read_text(encoding="utf-8")))
-    assert layers.with_drawing(PAGE, drawing) == PAGE, (
+def test_the_drawing_is_of_the_layers_as_they_are() -> None:
+    drawing = draw_layers.draw(draw_layers.boxes_of((ROOT / "pyproject.toml").read_text(encoding="utf-8")))
+    assert draw_layers.with_drawing(PAGE, drawing) == PAGE, (
         "The layers of pyproject.toml have changed: run `python tools/draw_layers.py` and commit CONTRIBUTING.md."
     )
 
 
 def test_every_layer_of_every_contract_is_drawn() -> None:
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
-        "contracts"
-    ]
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = pyproject["tool"]["importlinter"]["contracts"]
     layers = [layer for contract in contracts if contract["type"] == "layers" for layer in contract["layers"]]
-    drawing = PAGE.partition("```text\n")[2].partition("```")[0]
+    drawing = PAGE.partition(draw_layers.BEGIN)[2].partition(draw_layers.END)[0]
     drawn = set(re.findall(r"\w[\w.]*", drawing))
     assert {name.removeprefix("kftune.") for layer in layers for name in re.findall(r"[\w.]+", layer)} <= drawn
     assert max(map(len, drawing.splitlines())) <= 80
@@ -101,24 +86,24 @@ DRAWN = """\
                                          └─────────────────────────────────────┘"""
 
 
-def test_contracts_become_boxes(layers: ModuleType) -> None:
-    assert layers.draw(layers.boxes_of(CONTRACTS)) == DRAWN
-    assert layers.draw(layers.boxes_of("")) == ""
+def test_contracts_become_boxes() -> None:
+    assert draw_layers.draw(draw_layers.boxes_of(CONTRACTS)) == DRAWN
+    assert draw_layers.draw(draw_layers.boxes_of("")) == ""
 
 
 def test_the_script_writes_and_checks(
-    layers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(layers, "ROOT", tmp_path)
+    monkeypatch.setattr(draw_layers, "ROOT", tmp_path)
     (tmp_path / "pyproject.toml").write_text(CONTRACTS, encoding="utf-8")
     page = tmp_path / "CONTRIBUTING.md"
-    page.write_text(f"before\n{layers.BEGIN}\nold\n{layers.END}\nafter\n", encoding="utf-8")
-    assert layers.main(["--check"]) == 1
+    page.write_text(f"before\n{draw_layers.BEGIN}\nold\n{draw_layers.END}\nafter\n", encoding="utf-8")
+    assert draw_layers.main(["--check"]) == 1
     assert "old" in page.read_text(encoding="utf-8")
-    assert layers.main([]) == 0
-    expected = f"before\n{layers.BEGIN}\n```text\n{DRAWN}\n```\n{layers.END}\nafter\n"
+    assert draw_layers.main([]) == 0
+    expected = f"before\n{draw_layers.BEGIN}\n```text\n{DRAWN}\n```\n{draw_layers.END}\nafter\n"
     assert page.read_text(encoding="utf-8") == expected
-    assert layers.main(["--check"]) == 0
+    assert draw_layers.main(["--check"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "CONTRIBUTING.md: the drawing is out of date",
         "CONTRIBUTING.md: the drawing is up to date",
@@ -126,32 +111,30 @@ def test_the_script_writes_and_checks(
 
 
 @pytest.mark.parametrize("text", ["", "{begin}", "{end}{begin}", "{begin}{begin}{end}", "{begin}{end}{end}"])
-def test_without_its_markers_nothing_is_written(layers: ModuleType, text: str) -> None:
+def test_without_its_markers_nothing_is_written(text: str) -> None:
     with pytest.raises(ValueError, match="must stand in the text, once each and in this order"):
-        layers.with_drawing(text.format(begin=layers.BEGIN, end=layers.END), "drawing")
+        draw_layers.with_drawing(text.format(begin=draw_layers.BEGIN, end=draw_layers.END), "drawing")
 
 
-def blocks(language: str) -> dict[str, str]:
-    """File name, from its first line → code block of the page."""
-    found = re.findall(rf"^```{language}\n# (\S+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
-    return dict(found)
+def project() -> dict[str, Any]:
+    """What the page's pyproject.toml says."""
+    (block,) = blocks(FILE, "toml")
+    found: dict[str, Any] = tomllib.loads(block.text)["project"]
+    return found
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the page's package is installed, as its pyproject.toml says."""
     directory = tmp_path_factory.mktemp("site")
-    (directory / PACKAGE).mkdir()
-    (directory / PACKAGE / "__init__.py").write_text("")
-    for name, source in blocks("python").items():
-        (directory / name).write_text(source, encoding="utf-8")
-    project = tomllib.loads(blocks("toml")["pyproject.toml"])["project"]
-    info = directory / f"{project['name']}-{project['version']}.dist-info"
+    write_files(FILE, directory)
+    name, version = project()["name"], project()["version"]
+    info = directory / f"{name}-{version}.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     lines: list[str] = []
-    for group, points in project["entry-points"].items():
-        lines += [f"[{group}]", *(f"{name} = {target}" for name, target in points.items())]
+    for group, points in project()["entry-points"].items():
+        lines += [f"[{group}]", *(f"{point} = {target}" for point, target in points.items())]
     (info / "entry_points.txt").write_text("\n".join(lines))
     return directory
 
@@ -160,8 +143,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def package(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     """The page's modules, imported."""
     monkeypatch.syspath_prepend(installed)
-    yield {name: importlib.import_module(f"{PACKAGE}.{name}") for name in EXAMPLES}
-    for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
+    yield {name: importlib.import_module(name) for name in EXAMPLES}
+    for name in EXAMPLES:
         del sys.modules[name]
 
 
@@ -174,10 +157,9 @@ def kftune(directory: Path, *arguments: str) -> str:
 
 
 def test_the_page_has_an_example_of_each() -> None:
-    assert set(blocks("python")) == {f"{PACKAGE}/{name}.py" for name in EXAMPLES}
-    assert set(tomllib.loads(blocks("toml")["pyproject.toml"])["project"]["entry-points"]) == {
-        f"kftune.{kind}" for kind in ("optimizers", "problems", "samplers", "panels", "figures")
-    }
+    assert {block.file for block in blocks(FILE, "python")} == {f"{name}.py" for name in EXAMPLES}
+    kinds = ("optimizers", "problems", "samplers", "panels", "figures")
+    assert set(project()["entry-points"]) == {f"kftune.{kind}" for kind in kinds}
 
 
 def test_the_optimizer_lowers_the_problems_loss(package: dict[str, ModuleType]) -> None:
@@ -207,18 +189,16 @@ def test_all_is_listed_and_described(installed: Path) -> None:
 
 
 def test_a_study_runs_on_all_of_them(installed: Path, package: dict[str, ModuleType]) -> None:
-    (installed / f"{PACKAGE}.yaml").write_text(STUDY)
-    kftune(installed, "run", f"{PACKAGE}.yaml")
-    kftune(installed, "dashboard", f"{PACKAGE}.yaml", "--out", "page.html")
+    (installed / "newcomer.yaml").write_text(STUDY)
+    kftune(installed, "run", "newcomer.yaml")
+    kftune(installed, "dashboard", "newcomer.yaml", "--out", "page.html")
     page = (installed / "page.html").read_text(encoding="utf-8")
     assert 'id="f0p0-discovery"' in page
     assert "When the best was found" in page
     assert "No trial has ended well yet." not in page
     kftune(installed, "figure", "discovery", "--out", "figure.html")
     assert "number of the best trial" in (installed / "figure.html").read_text(encoding="utf-8")
-    study = optuna.load_study(
-        study_name=f"{PACKAGE}/wine_mlp/signum", storage=f"sqlite:///{installed / f'{PACKAGE}.db'}"
-    )
+    study = optuna.load_study(study_name="newcomer/wine_mlp/signum", storage=f"sqlite:///{installed / 'newcomer.db'}")
     first, second = study.get_trials(deepcopy=False)
     space: dict[str, Any] = dict(package["signum"].ENTRY.space.dimensions)
     assert set(space) == set(first.params) == set(second.params)

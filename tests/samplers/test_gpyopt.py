@@ -269,12 +269,12 @@ def test_another_process_proposes_the_same() -> None:
     code = """
 import json, optuna
 from kftune.space import Categorical, Condition, Float, Int, Space
-from kftune.study.samplers import make_sampler
+from kftune.study.samplers import SAMPLERS, make_sampler
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 flat = {"lr": Float(low=1e-4, high=1.0, log=True), "n": Int(low=1, high=64, log=True), "m": Float(low=0.0, high=1.0)}
 rich = {**flat, "s": Categorical(choices=("a", "b")), "r": Float(low=0.0, high=1.0, when=Condition("s", ("a",)))}
 found = {}
-for name in ("gpyopt", "tpe", "cmaes", "qmc", "grid"):
+for name in SAMPLERS.names():
     space, study = Space(rich), optuna.create_study()
     for k in range(7):
         study.sampler = make_sampler(name, options={}, space=space, seed=1, trial_number=k, n_startup_trials=3)

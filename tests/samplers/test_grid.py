@@ -12,7 +12,7 @@ import pytest
 
 from kftune.errors import UsageError
 from kftune.space import Categorical, Condition, Dimension, Float, Int, Space, Value
-from kftune.study.samplers import SAMPLERS, grid_size, make_sampler, planned_trials
+from kftune.study.samplers import SAMPLERS, make_sampler, planned_trials
 from kftune.study.samplers.grid import axis
 
 SPACE = Space(
@@ -55,12 +55,17 @@ def test_bounds_computed_in_floating_point_are_met() -> None:
     assert found == [0.1 * 3, 1.0, 3.0]
 
 
+def size(space: Space, options: dict[str, Any] | None = None) -> int:
+    """Trials of a study that is to begin, before its grid has grown."""
+    return planned_trials("grid", options=options or {}, space=space, seed=0, trials=[], most=1_000_000)
+
+
 def test_size_counts_what_can_be() -> None:
     # Five learning rates times (constant, exponential, linear with 4 rates, linear with rate ½ and 2 offsets).
-    assert grid_size(SPACE, {}) == 5 * (1 + 1 + 4 + 2)
-    assert grid_size(SPACE, {"points": 3}) == 5 * (1 + 1 + 2 + 2)
-    assert grid_size(SPACE.override({}, {"schedule": "constant"}), {}) == 5
-    assert grid_size(Space({}, {"lr": 0.1}), {}) == 1
+    assert size(SPACE) == 5 * (1 + 1 + 4 + 2)
+    assert size(SPACE, {"points": 3}) == 5 * (1 + 1 + 2 + 2)
+    assert size(SPACE.override({}, {"schedule": "constant"})) == 5
+    assert size(Space({}, {"lr": 0.1})) == 1
 
 
 def ask_all(n_trials: int, seed: int) -> list[dict[str, Value]]:
@@ -77,7 +82,7 @@ def ask_all(n_trials: int, seed: int) -> list[dict[str, Value]]:
 
 
 def test_every_configuration_once_then_again() -> None:
-    n = grid_size(SPACE, {})
+    n = size(SPACE)
     found = ask_all(n + 2, seed=0)
     assert len({str(params) for params in found[:n]}) == n
     assert found[n:] == found[:2]
@@ -89,9 +94,9 @@ def test_every_configuration_once_then_again() -> None:
 def test_too_large_a_grid_is_refused() -> None:
     space = Space({f"x{i}": Float(low=0.0, high=1.0) for i in range(8)})
     with pytest.raises(UsageError, match="sampler 'grid': more than 100000 configurations; fix some"):
-        grid_size(space, {})
+        size(space)
     with pytest.raises(UsageError, match="points must be a whole number"):
-        grid_size(space, {"points": "many"})
+        size(space, {"points": "many"})
 
 
 def test_a_dimension_outside_the_space_is_an_error() -> None:
@@ -149,7 +154,7 @@ def ask(
 
 def test_a_best_value_inside_ends_the_grid() -> None:
     study = grown(bowl(lr=0.03, damping=0.3, momentum=0.1))
-    assert len(study.trials) == grid_size(BOX, {}) == 27
+    assert len(study.trials) == size(BOX) == 27
     assert planned(optuna.create_study(), BOX, {}) == 27
 
 

@@ -11,7 +11,7 @@ import pytest
 from kftune.cli import main
 from kftune.space import Float
 from kftune.storage.repository import Repository
-from kftune.study.config import StudyPlan, load_config
+from kftune.study.config import StudyPlan, load_config, make_plans
 
 STUDY = """\
 name: grid
@@ -37,7 +37,7 @@ def study_file(place: Path, *, space: str = LR, fixed: str = "{batch_size: 64, m
 
 
 def plan(path: Path) -> StudyPlan:
-    (found,) = load_config(path).plans()
+    (found,) = make_plans(load_config(path))
     return found
 
 

@@ -14,7 +14,7 @@ from kftune._targets import importable_from
 from kftune.cli import main
 from kftune.errors import ConfigError, UserCodeError
 from kftune.space import Float, Space
-from kftune.study.config import config_from_dict, load_config
+from kftune.study.config import config_from_dict, load_config, make_plans
 from kftune.study.samplers import SAMPLERS, make_sampler
 
 MODULE = '''
@@ -128,15 +128,15 @@ def test_read_and_written_again(place: Path, sampler: str, target: str, args: di
     config = load_config(study_file(place, sampler))
     assert (config.sampler.key, config.sampler.options) == (target, args)
     assert config_from_dict(json.loads(json.dumps(config.to_dict())), source="stored") == config
-    (plan,) = config.plans()
+    (plan,) = make_plans(config)
     name = target.rpartition(":")[2].lower()
     assert plan.identity()["sampler"] == {"name": name, "target": target} | ({"args": args} if args else {})
     assert list(config.code_versions()) == ([target] if target.startswith("my_sampler") else [])
 
 
 def test_arguments_at_their_default_change_nothing(place: Path) -> None:
-    (plain,) = load_config(study_file(place, "my_sampler:Halves")).plans()
-    (same,) = load_config(study_file(place, "{target: my_sampler:Halves, args: {share: 0.5}}")).plans()
+    (plain,) = make_plans(load_config(study_file(place, "my_sampler:Halves")))
+    (same,) = make_plans(load_config(study_file(place, "{target: my_sampler:Halves, args: {share: 0.5}}")))
     assert plain.identity() == same.identity()
 
 
@@ -157,12 +157,12 @@ def test_arguments_at_their_default_change_nothing(place: Path) -> None:
 )
 def test_mistakes_in_the_study_file(place: Path, sampler: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_config(study_file(place, sampler)).plans()
+        make_plans(load_config(study_file(place, sampler)))
 
 
 def test_a_sampler_that_cannot_be_made_shows_its_traceback(place: Path) -> None:
     with pytest.raises(UserCodeError) as caught:
-        load_config(study_file(place, "my_sampler:raises")).plans()
+        make_plans(load_config(study_file(place, "my_sampler:raises")))
     assert 'KeyError: "a mistake of the user\'s own"' in str(caught.value)
     assert str(caught.value).endswith("the sampler 'my_sampler:raises' cannot be made")
     assert "kftune/study" not in str(caught.value)

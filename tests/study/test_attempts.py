@@ -15,8 +15,9 @@ from kftune.storage.repository import Repository
 from kftune.study.config import StudyConfig
 from kftune.study.executors import Finished, LocalExecutor, Lost, RunEvent
 from kftune.study.sessions.calibrating import MachineSpeed
+from kftune.study.sessions.opening import study_records
 from kftune.study.sessions.reporting import Reporter
-from kftune.study.sessions.search import Interrupt, study_records
+from kftune.study.sessions.session import Interrupt
 from tests.storage.builders import run_record, run_result, session_record
 from tests.study.test_confirm import confirm
 from tests.study.test_runner import config, run
@@ -55,7 +56,7 @@ class _StopsAtDisturbance(Reporter):
 
 
 def unlucky(monkeypatch: pytest.MonkeyPatch, **when: tuple[int, ...]) -> Interrupt:
-    monkeypatch.setattr("kftune.study.sessions.session.LocalExecutor", type("Executor", (_Unlucky,), when))
+    monkeypatch.setattr("kftune.study.executors.LocalExecutor", type("Executor", (_Unlucky,), when))
     return Interrupt()
 
 

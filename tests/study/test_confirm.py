@@ -12,7 +12,7 @@ from kftune.storage.repository import Repository, RunRecord
 from kftune.study.config import StudyConfig
 from kftune.study.sessions.confirm import confirm_seed, confirm_studies
 from kftune.study.sessions.reporting import Reporter
-from kftune.study.sessions.search import Interrupt, RunSummary
+from kftune.study.sessions.session import Interrupt, RunSummary
 from kftune.study.sessions.trials import run_seed
 from tests.study.test_runner import Recorder, RunKey, config, run, runs_of
 

@@ -15,8 +15,9 @@ import pytest
 from kftune.errors import UsageError
 from kftune.study.executors import Finished, LocalExecutor, Started, leases
 from kftune.study.executors.affinity import Core, cores_here
-from kftune.study.executors.leases import Holder, Leases, Request, lease_directory, leased
+from kftune.study.executors.leases import Leases, Request, lease_directory, leased
 from kftune.study.executors.ledger import Ledger
+from kftune.study.executors.protocol import Holder
 from tests.study.test_executor import spec, until_the_end
 
 TAKER = """

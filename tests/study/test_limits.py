@@ -17,7 +17,8 @@ from kftune.study.executors import Asked, Finished, LocalExecutor, TimedOut
 from kftune.study.executors.ledger import Ledger
 from kftune.study.sessions.lock import sole_runner
 from kftune.study.sessions.reporting import Reporter, RunKey
-from kftune.study.sessions.search import Interrupt, run_studies
+from kftune.study.sessions.search import run_studies
+from kftune.study.sessions.session import Interrupt
 from tests.study.test_executor import spec, until_the_end
 from tests.study.test_runner import Recorder, config, run, runs_of
 
@@ -93,7 +94,7 @@ def test_only_a_limit_that_the_study_file_sets_counts_evaluations(
             given.append((limit_seconds, silence_seconds))
             super().submit(slot, spec, limit_seconds=limit_seconds, silence_seconds=silence_seconds)
 
-    monkeypatch.setattr("kftune.study.sessions.session.LocalExecutor", Noting)
+    monkeypatch.setattr("kftune.study.executors.LocalExecutor", Noting)
     run(config(tmp_path, optimizers=["sgd"], trials=1, repeats=1, **changes))
     assert given == [limits]
 

@@ -226,7 +226,7 @@ def test_a_disturbed_run_is_made_again_later_and_counts_for_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor = type("Executor", (_Disturbed,), {"n_finished": 0})
-    monkeypatch.setattr("kftune.study.sessions.session.LocalExecutor", executor)
+    monkeypatch.setattr("kftune.study.executors.LocalExecutor", executor)
     recorder = Recorder()
     study = config(tmp_path, budget={"seconds": 0.05}, optimizers=["sgd"], trials=4, repeats=1)
     assert run(study, recorder).outcome == "complete"
@@ -244,7 +244,7 @@ def test_a_disturbed_run_is_made_again_later_and_counts_for_nothing(
 
 def test_a_run_that_is_disturbed_again_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     executor = type("Executor", (_Disturbed,), {"n_finished": 0, "slow": (4, 5)})
-    monkeypatch.setattr("kftune.study.sessions.session.LocalExecutor", executor)
+    monkeypatch.setattr("kftune.study.executors.LocalExecutor", executor)
     study = config(tmp_path, budget={"seconds": 0.05}, optimizers=["sgd"], trials=4, repeats=1)
     assert run(study).outcome == "complete"
     with Repository.open(study.storage) as repository:
@@ -255,7 +255,7 @@ def test_a_run_that_is_disturbed_again_is_taken_as_it_is(tmp_path: Path, monkeyp
 
 def test_without_reruns_a_disturbed_run_is_only_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     executor = type("Executor", (_Disturbed,), {"n_finished": 0})
-    monkeypatch.setattr("kftune.study.sessions.session.LocalExecutor", executor)
+    monkeypatch.setattr("kftune.study.executors.LocalExecutor", executor)
     study = config(tmp_path, budget={"seconds": 0.05, "reruns": 0}, optimizers=["sgd"], trials=4, repeats=1)
     run(study)
     with Repository.open(study.storage) as repository:
@@ -268,7 +268,7 @@ def test_a_disturbed_run_is_made_again_also_where_the_limit_is_reached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor = type("Executor", (_Disturbed,), {"n_finished": 0})
-    monkeypatch.setattr("kftune.study.sessions.session.LocalExecutor", executor)
+    monkeypatch.setattr("kftune.study.executors.LocalExecutor", executor)
     changes = {"budget": {"seconds": 0.05}, "optimizers": ["sgd"], "trials": 6, "repeats": 1}
     study = config(tmp_path, limit={"trials": 4}, **changes)
     summary = run(study)

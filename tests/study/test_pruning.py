@@ -196,7 +196,7 @@ class _LosesTheFirstPruned(LocalExecutor):
 def test_a_pruned_run_that_is_lost_is_made_and_judged_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = config(tmp_path, optimizers=["sgd"], trials=8, pruner="median", sampler="random", evaluation={"points": 10})
     executor = type("Executor", (_LosesTheFirstPruned,), {})
-    monkeypatch.setattr("kftune.study.sessions.session.LocalExecutor", executor)
+    monkeypatch.setattr("kftune.study.executors.LocalExecutor", executor)
     recorder = Recorder()
     assert run(study, recorder).outcome == "complete"
     assert len(recorder.messages) == 1

@@ -15,8 +15,10 @@ from kftune.results import CurvePoint, Outcome, RunResult
 from kftune.storage.repository import Repository
 from kftune.study.config import StudyConfig, config_from_dict
 from kftune.study.sessions.lock import sole_runner
+from kftune.study.sessions.opening import preflight
 from kftune.study.sessions.reporting import Reporter, RunKey, StudyTotals
-from kftune.study.sessions.search import Interrupt, RunSummary, preflight, run_studies
+from kftune.study.sessions.search import run_studies
+from kftune.study.sessions.session import Interrupt, RunSummary
 from kftune.study.sessions.trials import run_seed
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from kftune.results import Outcome
 from kftune.storage.repository import Repository
 from tests.cli.conftest import spawn
+from tests.house.pages import blocks, write_files
 
 OPTIM = '''
 from kftune.optim import ModelOptimizer
@@ -191,12 +191,11 @@ def test_another_target_under_the_same_name_is_refused(directory: Path) -> None:
     assert (directory / "own.db").read_bytes() == before
 
 
-def test_the_readmes_study_of_ones_own_runs(tmp_path: Path) -> None:
-    _, readme = (Path(__file__).parents[2] / "README.md").read_text().split("## Your own optimizer or problem")
-    blocks = {language: re.findall(rf"```{language}\n(.*?)```", readme, re.DOTALL) for language in ("py", "yml")}
-    assert [len(found) for found in blocks.values()] == [1, 1]
-    (tmp_path / "my_methods.py").write_text(blocks["py"][0])
-    (tmp_path / "study.yaml").write_text(blocks["yml"][0])
+def test_the_documentations_study_of_ones_own_runs(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "own-optimizer.md"
+    write_files(page, tmp_path)
+    (study,) = blocks(page, "yaml")
+    (tmp_path / "study.yaml").write_text(study.text)
     small = ("budget={updates: 3}", "trials=1", "repeats=1", "threads=1", "devices=cpu")
     done = spawn("run", "study.yaml", *(part for setting in small for part in ("--set", setting)), cwd=tmp_path)
     assert (done.code, done.err) == (0, "")

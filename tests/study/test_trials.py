@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kftune.storage.repository import Repository
-from kftune.study.config import StudyConfig
+from kftune.study.config import StudyConfig, make_plans
 from kftune.study.executors.ledger import Ledger
-from kftune.study.sessions.search import study_records
+from kftune.study.sessions.opening import study_records
 from kftune.study.sessions.trials import OpenTrial, Trials
 from tests.analysis.builders import result
 from tests.study.test_runner import config
@@ -24,7 +24,7 @@ GRID = {
 @contextmanager
 def trials_of(study: StudyConfig) -> Iterator[Trials]:
     with Repository.open(study.storage) as repository:
-        trials = Trials(study, plans=study.plans(), repository=repository, ledger=Ledger(n_slots=2))
+        trials = Trials(study, plans=make_plans(study), repository=repository, ledger=Ledger(n_slots=2))
         repository.register(study_records(study, trials.n_trials))
         trials.read_stored()
         yield trials

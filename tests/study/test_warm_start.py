@@ -13,7 +13,7 @@ from kftune.space import Categorical, Condition, Float, Int, Space, Value
 from kftune.storage.importing.csv_sweep import read_csv_sweep
 from kftune.storage.importing.studies import store_imported
 from kftune.storage.repository import Repository, TrialRecord
-from kftune.study.config import StudyConfig
+from kftune.study.config import StudyConfig, make_plans
 from kftune.study.sessions.warm_start import _placed, find_candidates
 from tests.study.test_runner import Recorder, config, run
 
@@ -187,13 +187,13 @@ def test_a_source_that_was_taken_from_is_known_without_its_password(tmp_path: Pa
     with Repository.open(again.storage) as repository:
         study = optuna.load_study(study_name="runner/digits_mlp/sgd", storage=repository.optuna_storage)
         study.set_user_attr("kftune:warm_start", [source.format("***")])
-        assert find_candidates(again, again.plans(), repository) == []
+        assert find_candidates(again, make_plans(again), repository) == []
 
 
 def test_candidates_are_found_before_the_database_is_there(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     run(small(tmp_path / "old", "old", trials=1))
     new = small(tmp_path, warm_start=f"{tmp_path / 'old' / 'runner.db'}#old")
-    (candidate,) = find_candidates(new, new.plans(), None)
+    (candidate,) = find_candidates(new, make_plans(new), None)
     assert candidate.origin == "old/digits_mlp/sgd, trial 0"
     assert not (tmp_path / "runner.db").exists()

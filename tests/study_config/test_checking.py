@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kftune.errors import ConfigError
-from kftune.study.config import config_from_dict, resolve_devices
+from kftune.study.config import config_from_dict, make_plans, resolve_devices
 
 GOOD: dict[str, Any] = {
     "name": "small",
@@ -139,7 +139,7 @@ def test_studies_come_problem_by_problem_under_their_labels() -> None:
         },
         "study.yaml",
     )
-    plans = config.plans()
+    plans = make_plans(config)
     assert [plan.study for plan in plans] == [
         "small/digits_autoencoder/sgd",
         "small/digits_autoencoder/kfac exact",
@@ -179,13 +179,13 @@ IDENTITY: list[tuple[dict[str, Any], bool]] = [
 
 @pytest.mark.parametrize(("change", "matters"), IDENTITY)
 def test_the_identity_holds_what_would_mix_unlike_results(change: dict[str, Any], matters: bool) -> None:
-    before = config_from_dict(GOOD, "a").plans()[0].identity()
-    after = config_from_dict({**GOOD, **change}, "b").plans()[0].identity()
+    before = make_plans(config_from_dict(GOOD, "a"))[0].identity()
+    after = make_plans(config_from_dict({**GOOD, **change}, "b"))[0].identity()
     assert (before != after) == matters
 
 
 def test_counts_stay_whole_numbers_in_the_identity() -> None:
-    identity = config_from_dict({**GOOD, "budget": {"updates": 5}}, "a").plans()[0].identity()
+    identity = make_plans(config_from_dict({**GOOD, "budget": {"updates": 5}}, "a"))[0].identity()
     assert repr(identity["budget"]) == "{'updates': 5}"
     assert repr(identity["repeats"]) == "2"
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kftune.errors import ConfigError
-from kftune.study.config import StudyConfig, config_from_dict, load_config, locate_study
+from kftune.study.config import StudyConfig, config_from_dict, load_config, locate_study, make_plans
 
 MINIMAL = """
 name: small
@@ -62,7 +62,7 @@ def test_a_config_is_equal_after_storing_it_as_json(study_file: Path, overrides:
     stored = json.loads(json.dumps(config.to_dict()))
     again = config_from_dict(stored, "the database")
     assert again == config
-    assert [plan.identity() for plan in again.plans()] == [plan.identity() for plan in config.plans()]
+    assert [plan.identity() for plan in make_plans(again)] == [plan.identity() for plan in make_plans(config)]
     assert again.to_dict() == config.to_dict()
 
 

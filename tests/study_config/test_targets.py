@@ -12,7 +12,7 @@ import pytest
 from kftune.cli import main
 from kftune.errors import ConfigError, UserCodeError
 from kftune.space import Categorical, Float, Int
-from kftune.study.config import StudyConfig, config_from_dict, load_config
+from kftune.study.config import StudyConfig, config_from_dict, load_config, make_plans
 
 OPTIM = """
 import torch
@@ -129,7 +129,7 @@ def optimizer(**keys: Any) -> dict[str, Any]:
 
 
 def test_a_torch_optimizer_has_the_space_of_the_file(directory: Path) -> None:
-    (plan,) = load(directory, **optimizer(**RMSPROP)).plans()
+    (plan,) = make_plans(load(directory, **optimizer(**RMSPROP)))
     assert (plan.study, plan.optimizer, plan.optimizer_name) == ("own/digits_mlp/my rms", "my rms", RMSPROP["target"])
     assert plan.space.dimensions == {
         "lr": Float(low=1e-4, high=0.1, log=True),
@@ -140,7 +140,7 @@ def test_a_torch_optimizer_has_the_space_of_the_file(directory: Path) -> None:
 
 def test_an_entry_keeps_its_own_space_and_name(directory: Path) -> None:
     target = {"target": "my_optim:entry", "space": {"lr": {"high": 0.01}}}
-    (plan,) = load(directory, problems=["my_problem:entry"], optimizers=[target]).plans()
+    (plan,) = make_plans(load(directory, problems=["my_problem:entry"], optimizers=[target]))
     assert (plan.study, plan.problem_name, plan.optimizer_name) == (
         "own/line/signs",
         "my_problem:entry",
@@ -153,7 +153,7 @@ def test_an_entry_keeps_its_own_space_and_name(directory: Path) -> None:
 def test_a_function_that_loads_a_problem_says_how_many_examples_there_are(directory: Path) -> None:
     problem = {"name": "my line", "target": "my_problem:load", "args": {"width": 4}}
     entry = {"target": "my_optim:entry"}
-    (plan,) = load(directory, problems=[problem], optimizers=[entry]).plans()
+    (plan,) = make_plans(load(directory, problems=[problem], optimizers=[entry]))
     assert (plan.problem, dict(plan.problem_args)) == ("my line", {"width": 4})
     assert plan.space.dimensions["batch_size"] == Int(low=16, high=80, log=True)
 
@@ -166,7 +166,7 @@ def test_names_come_from_the_attribute_and_short_forms_are_understood(directory:
         "my_optim:entry",
     ]
     config = load(directory, problems=["my_problem:load"], optimizers=items)
-    assert [plan.study for plan in config.plans()] == [
+    assert [plan.study for plan in make_plans(config)] == [
         f"own/load/{name}" for name in ("first", "second", "any_of_it", "signs")
     ]
 
@@ -185,13 +185,13 @@ def test_betas_are_set_together_or_one_by_one(directory: Path, fixed: dict[str, 
         with pytest.raises(ConfigError, match=r"Invalid beta parameter at index 1: 1\.0"):
             load(directory, **optimizer(**adam))
         return
-    (plan,) = load(directory, **optimizer(**adam)).plans()
+    (plan,) = make_plans(load(directory, **optimizer(**adam)))
     assert plan.space.fixed == {"batch_size": 32, **made}
 
 
 def test_betas_are_searched_one_by_one(directory: Path) -> None:
     betas = {"beta1": {"choices": [0.5, 0.9]}, "beta2": {"low": 0.9, "high": 0.999, "log": True, "complement": True}}
-    (plan,) = load(directory, **optimizer(target="torch.optim:Adam", space=betas, fixed={"batch_size": 8})).plans()
+    (plan,) = make_plans(load(directory, **optimizer(target="torch.optim:Adam", space=betas, fixed={"batch_size": 8})))
     assert plan.space.dimensions == {
         "beta1": Categorical(choices=(0.5, 0.9)),
         "beta2": Float(low=0.9, high=0.999, log=True, complement=True),
@@ -320,10 +320,10 @@ def test_what_the_users_code_raises_is_shown_with_their_frames_alone(
 
 
 def test_the_target_is_part_of_the_studys_identity(directory: Path) -> None:
-    same = [load(directory, **optimizer(**SIGNS | {"label": label})).plans()[0].identity() for label in ("a", "b")]
+    same = [make_plans(load(directory, **optimizer(**SIGNS | {"label": label})))[0].identity() for label in ("a", "b")]
     assert same[0] == same[1]
     for changed in ({"target": "package.inner:Signs"}, {"fixed": {"lr": 0.2, "batch_size": 64}}):
-        assert load(directory, **optimizer(**SIGNS | changed)).plans()[0].identity() != same[0]
+        assert make_plans(load(directory, **optimizer(**SIGNS | changed)))[0].identity() != same[0]
     assert same[0]["optimizer"] == "my_optim:Signs"
 
 
@@ -333,7 +333,7 @@ def test_a_stored_configuration_finds_the_modules_again(directory: Path) -> None
     stored = json.loads(json.dumps(config.to_dict()))
     again = config_from_dict(stored, "the database")
     assert again == config
-    assert [plan.identity() for plan in again.plans()] == [plan.identity() for plan in config.plans()]
+    assert [plan.identity() for plan in make_plans(again)] == [plan.identity() for plan in make_plans(config)]
 
 
 def test_a_study_without_targets_does_not_say_where_it_lies(directory: Path) -> None:
@@ -344,16 +344,16 @@ def test_module_dir_is_relative_to_the_study_file_or_to_where_set_is_typed(direc
     (directory / "code").mkdir()
     (directory / "my_optim.py").rename(directory / "code" / "my_optim.py")
     assert load(directory, module_dir="code", **optimizer(**SIGNS)).module_dir == str(directory / "code")
-    assert load(directory, "module_dir=code", **optimizer(**SIGNS)).plans()
+    assert make_plans(load(directory, "module_dir=code", **optimizer(**SIGNS)))
     with pytest.raises(ConfigError, match="there is no module 'my_optim' in "):
         load(directory, **optimizer(**SIGNS))
 
 
 def test_set_reaches_targets_by_their_names(directory: Path) -> None:
     config = load(directory, "optimizers.signs.fixed.lr=0.2", **optimizer(**SIGNS))
-    assert config.plans()[0].space.fixed["lr"] == 0.2
+    assert make_plans(config)[0].space.fixed["lr"] == 0.2
     config = load(directory, "problems.load.args.width=5", problems=["my_problem:load"])
-    assert dict(config.plans()[0].problem_args) == {"width": 5}
+    assert dict(make_plans(config)[0].problem_args) == {"width": 5}
 
 
 def test_the_path_is_as_before_and_another_directorys_module_of_the_same_name_is_another(directory: Path) -> None:

@@ -225,7 +225,6 @@ class Gatherer:
         """
         if self._fisher != "empirical":
             return
-        wanted.statistics.gradient_scale = unit
         if wanted.take_rows is not None:
             with phases.phase("statistics"):
                 gradients = [use.gradients[0] * unit if use.gradients else None for use in passage.uses]

@@ -37,12 +37,21 @@ def output_vectors(
     """The v's of one batch, each of the output's shape: one for ``mc`` and ``permuted``, many for ``exact``.
 
     Args:
-        output: (N, …) the model's output; logits for ``categorical`` and ``bernoulli``.
+        output: (N, …) the model's output; logits for ``categorical`` and ``bernoulli``. (N,) is one output of each
+            example.
         likelihood: the predictive distribution.
         fisher: ``mc``, ``exact`` or ``permuted``; the empirical Fisher is the loss' own gradient.
         generator: source of the drawn labels and permutations, on the output's device.
+
+    Raises:
+        RuntimeError: there is no dimension of classes.
     """
     output = output.detach()
+    if likelihood == "categorical" and output.dim() < 2:
+        raise RuntimeError(
+            f"likelihood 'categorical' takes the output's last dimension for classes and its first for examples, and "
+            f"was given {tuple(output.shape)}: for one logit of each example say 'bernoulli'"
+        )
     if fisher == "exact":
         yield from _hessian_roots(output, likelihood)
     elif fisher == "mc":
@@ -102,7 +111,7 @@ def _hessian_roots(output: Tensor, likelihood: Likelihood) -> Iterator[Tensor]:
     else:
         p = torch.sigmoid(output)
         roots = (p * (1 - p) / n_outputs).sqrt()
-    roots = roots.flatten(1)
+    roots = roots.reshape(len(output), -1)  # one output of each example may have no dimension of its own
     for o in range(n_outputs):
         v = torch.zeros_like(roots)
         v[:, o] = roots[:, o]

@@ -28,6 +28,10 @@ class RowStatistics(Statistics):
         rows = rows.clone() if layer.bias is None else torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
         self._of_inputs.setdefault(name, RowsOrGram()).add(rows)
 
+    def _rescale_gradients(self, factor: float) -> None:
+        for rows in self._of_gradients.values():
+            rows.scale(factor)
+
     def add_gradient(self, name: str, g: Tensor) -> None:
         """Add the gradient by the module's output at one use of a layer."""
         layer = self._layers[name]
@@ -41,7 +45,7 @@ class RowStatistics(Statistics):
     def gradient_samples(self) -> dict[str, Sample]:
         """Layer → what G is made of, for the layers that were used. Consumes the sums."""
         found, self._of_gradients = self._of_gradients, {}
-        scale = self.gradient_scale**2 / self.n_examples
+        scale = self._gradient_scale**2 / self.n_examples
         return {name: rows.sample(scale) for name, rows in found.items()}
 
     def input_covariances(self) -> dict[str, Tensor]:

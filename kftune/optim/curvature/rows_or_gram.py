@@ -52,6 +52,12 @@ class RowsOrGram:
                 add_gram(self._gram, part)
             self._rows = []
 
+    def scale(self, factor: float) -> None:
+        """Make the sum that of rows ``factor`` times as long."""
+        self._rows = [rows * factor for rows in self._rows]
+        if self._gram is not None:
+            self._gram.mul_(factor**2)
+
     def chain(self) -> tuple[Tensor, ...]:
         """Matrices whose product it is: (Xᵀ, X), or the matrix itself."""
         if self._gram is not None:

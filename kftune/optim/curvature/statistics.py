@@ -29,7 +29,6 @@ class Statistics:
     Attributes:
         n_examples: examples seen.
         seen: layers that a forward pass has shown, whether or not it was asked for sums.
-        gradient_scale: what the gradients that were added must be multiplied with to be the unreduced loss'.
     """
 
     def __init__(self, layers: Iterable[Layer], sharing: WeightSharing = "expand") -> None:
@@ -40,7 +39,7 @@ class Statistics:
         self._n_rows: dict[str, int] = {}
         self.n_examples = 0
         self.seen: set[str] = set()
-        self.gradient_scale = 1
+        self._gradient_scale = 1
 
     def add_input(self, name: str, a: Tensor) -> None:
         """Add the module's input at one use of a layer."""
@@ -66,6 +65,17 @@ class Statistics:
             rows = layer.input_rows(a).mean(dim=1)
         return rows.reshape(-1, rows.shape[-1]).to(layer.weight.dtype)
 
+    def set_gradient_scale(self, scale: int) -> None:
+        """Say what the gradients added from here on must be multiplied with to be the unreduced loss'; 1 at first."""
+        if scale != self._gradient_scale:
+            self._rescale_gradients(self._gradient_scale / scale)
+        self._gradient_scale = scale
+
+    def _rescale_gradients(self, factor: float) -> None:
+        """Make the sums those of gradients ``factor`` times as long."""
+        if self._gradients:
+            torch._foreach_mul_(list(self._gradients.values()), factor**2)
+
     def add_gradient(self, name: str, g: Tensor) -> None:
         """Add the gradient by the module's output at one use of a layer."""
         layer = self._layers[name]
@@ -90,5 +100,5 @@ class Statistics:
         """Layer → G of this update, for the layers that were used. Consumes the sums."""
         sums, self._gradients = self._gradients, {}
         if sums:
-            torch._foreach_mul_(list(sums.values()), self.gradient_scale**2 / self.n_examples)
+            torch._foreach_mul_(list(sums.values()), self._gradient_scale**2 / self.n_examples)
         return {name: symmetrize_(total) for name, total in sums.items()}

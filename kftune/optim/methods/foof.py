@@ -44,7 +44,8 @@ class FOOF(MomentumOptimizer):
     Args:
         model: the network.
         lr: scale-free learning rate η/λ.
-        damping: λ, in units of A = mean āāᵀ; for the variants in units of the curvature, as K-FAC's.
+        damping: λ, in units of A = mean āāᵀ; for the variants in units of the curvature, as K-FAC's. A change counts
+            from the next inversion.
         variant: ``foof``, ``kfac_damping`` or ``kfac_norm``.
         fisher: whose output gradients make G, for the variants only: ``mc``, ``exact``, ``empirical``, ``permuted``.
         factor_decay: m, weight on the old A, in [0, 1].
@@ -163,6 +164,7 @@ class FOOF(MomentumOptimizer):
             A = state["input_covariance"]
             if self._variant == "foof":
                 dampings.append(A.new_full((), damping[name]))
+                state["scale"] = dampings[-1]
             else:
                 of_A, _ = split_damping(A, state["gradient_covariance"], damping[name], "factored")
                 dampings.append(of_A)
@@ -183,28 +185,32 @@ class FOOF(MomentumOptimizer):
 
     def _directions(self) -> dict[nn.Parameter, Tensor]:
         """P for the layers, the gradient for the rest."""
-        gradients, dampings = decayed_gradients(self), self._dampings()
+        gradients = decayed_gradients(self)
         found: dict[str, Tensor] = {}
         for name in self._layers_with_gradient():
             state = self._layer_state[name]
             if name in self._gradient_rows:
                 inputs, g = flat(self._gradient_rows[name])
-                scale = dampings[name] / len(self._gradient_rows[name].inputs)
+                scale = self._damping_scale(name) / len(self._gradient_rows[name].inputs)
                 found[name] = product(g.T, product(inputs, state["input_inverse"]).mul_(scale))
             elif "input_inverse" in state:
                 P = product(self._layers[name].join(gradients), state["input_inverse"])
-                found[name] = P.mul_(self._scale(P, state, dampings[name]))
+                found[name] = P.mul_(self._scale(P, name))
         return gradients | self._split(found)
 
-    def _scale(self, P: Tensor, state: dict[str, Tensor], damping: float) -> Tensor | float:
+    def _scale(self, P: Tensor, name: str) -> Tensor | float:
         """What V(A + λ_A·I)⁻¹ is multiplied with."""
-        if self._variant == "foof":
-            return damping
-        if self._variant == "kfac_damping":
-            return state["scale"]
+        if self._variant != "kfac_norm":
+            return self._damping_scale(name)
         norm = torch.linalg.vector_norm(P)
-        ratio = torch.linalg.vector_norm(state["gradient_inverse"] @ P) / norm
+        ratio = torch.linalg.vector_norm(self._layer_state[name]["gradient_inverse"] @ P) / norm
         return torch.where(norm > 0, ratio, torch.ones_like(ratio))
+
+    def _damping_scale(self, name: str) -> Tensor | float:
+        """λ, or λ_A/λ, as it was when the layer was inverted."""
+        scale = self._layer_state[name].get("scale")
+        # States that were saved before the scale was kept have none.
+        return self._groups()[self._layers[name].weight]["damping"] if scale is None else scale
 
 
 ENTRIES = (

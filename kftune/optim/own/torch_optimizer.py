@@ -50,6 +50,9 @@ class TorchOptimizer(ModelOptimizer):
         for parameter in self._names:  # those that the wrapped optimizer leaves out would add up for ever
             parameter.grad = None
 
+    def _gradient_holders(self) -> list[Tensor]:
+        return list(self._names)
+
     def _update(self) -> None:
         with self.phases.phase("update"):
             self._wrapped.step()

@@ -137,9 +137,12 @@ class LayerwiseOptimizer(ModelOptimizer):
         if wanted is None and not self._single:
             return super()._forward_backward(closure)
         passage = self._gatherer.forward(closure, wanted, self.phases)
+        unit = self._n_before + passage.n_examples
+        if wanted is not None and self._fisher == "empirical":
+            self._statistics.set_gradient_scale(unit)
         self._back_propagate(passage)
         if wanted is not None:
-            self._gatherer.take_loss_gradients(passage, self._unit, wanted, self.phases)
+            self._gatherer.take_loss_gradients(passage, unit, wanted, self.phases)
         return passage.loss, passage.n_examples
 
     def _wanted(self) -> Wanted:
@@ -157,7 +160,6 @@ class LayerwiseOptimizer(ModelOptimizer):
         if not chosen:
             self._backward(passage.loss, passage.n_examples)
             return
-        self._unit = passage.n_examples
         trained = (p for group in self.param_groups for p in group["params"] if p.requires_grad)
         self._gradient_rows = self._gatherer.back_propagate_thin(passage, chosen, trained)
 

@@ -1,6 +1,7 @@
 """The study file: reading it, checking it against what there is to tune and to train, and its studies."""
 
 from kftune.study.config._devices import resolve_devices
+from kftune.study.config._fields import check_name
 from kftune.study.config._load import StudyLocation, config_from_dict, load_config, locate_study, parse_config
 from kftune.study.config._models import (
     DimensionConfig,
@@ -11,7 +12,7 @@ from kftune.study.config._models import (
     StudyConfig,
 )
 from kftune.study.config._parameters import Parameter, hyperparameters
-from kftune.study.config._plans import StudyPlan
+from kftune.study.config._plans import StudyPlan, make_plans
 from kftune.study.config._policies import (
     BudgetConfig,
     LimitConfig,
@@ -36,10 +37,12 @@ __all__ = [
     "StudyLocation",
     "StudyPlan",
     "WarmStartConfig",
+    "check_name",
     "config_from_dict",
     "hyperparameters",
     "load_config",
     "locate_study",
+    "make_plans",
     "parse_config",
     "resolve_devices",
     "storage_url",

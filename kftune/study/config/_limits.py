@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kftune.results import LOOP_PARAMETERS
 from kftune.space import Float, Space
+from kftune.study.config._proposals import Middle
 
 if TYPE_CHECKING:
     from kftune.optim import OptimizerEntry
@@ -54,7 +55,7 @@ def _accepts(space: Space, name: str, value: float, entry: OptimizerEntry) -> bo
     dimension = space.dimensions[name]
     assert isinstance(dimension, Float)
     there = replace(dimension, low=value, high=value)
-    params = Space({**space.dimensions, name: there}, space.fixed).suggest(_Middle())
+    params = Space({**space.dimensions, name: there}, space.fixed).suggest(Middle())
     if name not in params:
         return True  # another choice would be needed to have it at all; its runs will tell
     with torch.random.fork_rng(devices=[]):
@@ -65,18 +66,3 @@ def _accepts(space: Space, name: str, value: float, entry: OptimizerEntry) -> bo
     except (ValueError, TypeError):
         return False
     return True
-
-
-class _Middle:
-    """Answers with the middle of every range, and the first choice."""
-
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
-    ) -> float:
-        return float((low * high) ** 0.5) if log else (low + high) / 2
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        return (low + high) // 2
-
-    def suggest_categorical(self, name: str, choices: Any) -> Any:
-        return choices[0]

@@ -14,7 +14,7 @@ from kftune.errors import ConfigError
 from kftune.study.config._flaws import Flaws, Location
 from kftune.study.config._models import StudyConfig
 from kftune.study.config._overrides import apply_overrides
-from kftune.study.config._plans import make_plans
+from kftune.study.config._plans import plans_and_flaws
 from kftune.study.config._storage import storage_url
 from kftune.study.config._yaml import parse_mapping, read_mapping
 
@@ -86,7 +86,7 @@ def config_from_dict(
         flaws.add_all(error, StudyConfig)
         flaws.raise_if_any(source_of)
         raise
-    _, flaws = make_plans(config)
+    _, flaws = plans_and_flaws(config)
     flaws.raise_if_any(source_of)
     return config
 

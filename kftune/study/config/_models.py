@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -33,9 +33,6 @@ from kftune.study.config._flaws import show
 from kftune.study.config._policies import BudgetConfig, LimitConfig, PrunerConfig, RacingConfig, WarmStarts
 from kftune.study.config._storage import storage_url, without_password
 
-if TYPE_CHECKING:
-    from kftune.study.config._plans import StudyPlan
-
 __all__ = [
     "BudgetConfig",
     "DimensionConfig",
@@ -60,10 +57,21 @@ class EvaluationConfig(Strict):
 
 
 class _Item(Strict):
-    """A plug-in: of the registry by ``name``, or anyone's by ``target``, which ``name`` only calls something."""
+    """A plug-in: of the registry by ``name``, or anyone's by ``target``, which ``name`` only calls something.
+
+    ``label`` tells two of the same name apart.
+    """
+
+    _kind: ClassVar[str]
 
     target: Target | None = None
     name: str | None = None
+    label: Name | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return named(value, cls._kind)
 
     @field_validator("name", mode="before")
     @classmethod
@@ -87,13 +95,9 @@ class ProblemConfig(_Item):
         args: the problem's own arguments.
     """
 
-    label: Name | None = None
-    args: dict[str, Any] = Field(default_factory=dict)
+    _kind: ClassVar[str] = "a problem's name"
 
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, value: Any) -> Any:
-        return named(value, "a problem's name")
+    args: dict[str, Any] = Field(default_factory=dict)
 
 
 class DimensionConfig(Strict):
@@ -167,14 +171,10 @@ class OptimizerConfig(_Item):
         fixed: hyperparameter → its one value, which takes it out of the search.
     """
 
-    label: Name | None = None
+    _kind: ClassVar[str] = "an optimizer's name"
+
     space: dict[str, DimensionConfig] = Field(default_factory=dict)
     fixed: dict[str, Values] = Field(default_factory=dict)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, value: Any) -> Any:
-        return named(value, "an optimizer's name")
 
 
 class SamplerConfig(Strict):
@@ -292,18 +292,6 @@ class StudyConfig(Strict):
         if isinstance(value, Mapping) and value.get("storage") is None:
             return {**value, "storage": f"{value.get('name')}.db"}
         return value
-
-    def plans(self) -> tuple[StudyPlan, ...]:
-        """The studies of this file, in its order: for every problem, every optimizer.
-
-        Raises:
-            ConfigError: a name, value or range that the registries' entries do not allow.
-        """
-        from kftune.study.config._plans import make_plans  # imports torch
-
-        plans, flaws = make_plans(self)
-        flaws.raise_if_any()
-        return plans
 
     def code_versions(self) -> dict[str, str]:
         """Target → hash of its module's file, for the targets whose modules are in ``module_dir``."""

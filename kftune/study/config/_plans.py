@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kftune.study.config._models import OptimizerConfig, ProblemConfig, SamplerConfig, StudyConfig
     from kftune.study.samplers import SamplerEntry
 
-__all__ = ["StudyPlan", "make_plans"]
+__all__ = ["StudyPlan", "make_plans", "plans_and_flaws"]
 
 T = TypeVar("T", bound=Named)
 
@@ -76,17 +76,29 @@ class StudyPlan:
         }
 
 
-def make_plans(config: StudyConfig) -> tuple[tuple[StudyPlan, ...], Flaws]:
+def make_plans(config: StudyConfig) -> tuple[StudyPlan, ...]:
+    """The studies of a study file, in its order: for every problem, every optimizer. Imports torch.
+
+    Raises:
+        ConfigError: a name, value or range that the registries' entries do not allow.
+        UserCodeError: a target's own code failed.
+    """
+    plans, flaws = plans_and_flaws(config)
+    flaws.raise_if_any()
+    return plans
+
+
+def plans_and_flaws(config: StudyConfig) -> tuple[tuple[StudyPlan, ...], Flaws]:
     """The studies of a file, and what is wrong with it where they could not be made.
 
     Raises:
         UserCodeError: a target's own code failed.
     """
     with importable_from(config.module_dir):
-        return _make_plans(config)
+        return _plans_and_flaws(config)
 
 
-def _make_plans(config: StudyConfig) -> tuple[tuple[StudyPlan, ...], Flaws]:
+def _plans_and_flaws(config: StudyConfig) -> tuple[tuple[StudyPlan, ...], Flaws]:
     from kftune.optim import OPTIMIZERS
     from kftune.problems import PROBLEMS
 

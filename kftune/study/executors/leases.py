@@ -31,8 +31,9 @@ from filelock import FileLock, Timeout
 
 from kftune.errors import UsageError
 from kftune.study.executors.affinity import Core, cores_here, pin
+from kftune.study.executors.protocol import Holder
 
-__all__ = ["Holder", "Leases", "Request", "lease_directory", "leased"]
+__all__ = ["Leases", "Request", "lease_directory", "leased"]
 
 _VARIABLE = "KFTUNE_LEASE_DIR"
 _POLL_SECONDS = 0.1
@@ -61,22 +62,6 @@ def lease_directory() -> Path:
     if not stat.S_ISDIR(status.st_mode) or (hasattr(os, "getuid") and status.st_uid != user):
         raise UsageError(f"{path} is not a directory of yours; set {_VARIABLE} to a directory for lock files")
     return path
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Who has a lease.
-
-    Attributes:
-        pid: of the runner's process.
-        name: of its study file.
-    """
-
-    pid: int
-    name: str
-
-    def __str__(self) -> str:
-        return f"process {self.pid}" + (f" ({self.name})" if self.name else "")
 
 
 class _Lock:

@@ -6,87 +6,30 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import TypeAlias
 
-from kftune.results import CurvePoint, RunResult, RunSpec
+from kftune.results import RunSpec
 from kftune.study.executors._process import GoneError, WorkerProcess
 from kftune.study.executors.affinity import pin
-from kftune.study.executors.leases import Holder, Leases, Request
+from kftune.study.executors.leases import Leases, Request
 from kftune.study.executors.ledger import Ledger
+from kftune.study.executors.protocol import (
+    Asked,
+    Finished,
+    Lost,
+    Progressed,
+    RunEvent,
+    Started,
+    TimedOut,
+    Waiting,
+)
 from kftune.study.worker import Done, Point, Question, Ready, Verdict
 from kftune.training.loop.micro_batch import find_micro_batch, is_too_large, probe
 
-__all__ = ["Asked", "Finished", "LocalExecutor", "Lost", "Progressed", "RunEvent", "Started", "TimedOut", "Waiting"]
+__all__ = ["LocalExecutor"]
 
 _PROBE_LIMIT_SECONDS = 600.0
 _PROBE_POLL_SECONDS = 1.0
 _WAITING_SECONDS = 0.05  # between two looks whether a device is free
-
-
-@dataclass(frozen=True)
-class Started:
-    """A run has got its device and begins; it waited ``waited_seconds`` since its submission."""
-
-    slot: int
-    waited_seconds: float
-
-
-@dataclass(frozen=True)
-class Progressed:
-    """A run's curve has a new point."""
-
-    slot: int
-    point: CurvePoint
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A run waits to be told whether it may go on after its newest point; see :meth:`LocalExecutor.judge`."""
-
-    slot: int
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A run ended and reported its result. ``wall_seconds`` is from its start to here."""
-
-    slot: int
-    result: RunResult
-    wall_seconds: float
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A worker died with its run; ``reason`` says how."""
-
-    slot: int
-    reason: str
-    wall_seconds: float
-
-
-@dataclass(frozen=True)
-class TimedOut:
-    """A run passed a limit and its worker was killed; ``reason`` says which."""
-
-    slot: int
-    reason: str
-    wall_seconds: float
-
-
-RunEvent: TypeAlias = Started | Progressed | Asked | Finished | Lost | TimedOut
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """A run that waits for its device, and the other processes that use it."""
-
-    slot: int
-    device: str
-    holders: tuple[Holder, ...]
-
-    def __str__(self) -> str:
-        what = "CPU cores" if self.device == "cpu" else self.device
-        return f"waiting for {what}, used by {', '.join(map(str, self.holders)) or 'another process'}"
 
 
 @dataclass
@@ -127,8 +70,9 @@ class _Submission:
 class LocalExecutor:
     """Runs on this host: slot i trains on ``devices[i]`` in a worker process of its own.
 
-    A run begins when its slot's GPU, or as many CPU cores as it has threads, are free of any other kftune's runs; see
-    :mod:`kftune.study.executors.leases`. Workers on the CPU are kept on the cores of their run.
+    An :class:`~kftune.study.executors.protocol.Executor`. A run begins when its slot's GPU, or as many CPU cores as it
+    has threads, are free of any other kftune's runs; see :mod:`kftune.study.executors.leases`. Workers on the CPU are
+    kept on the cores of their run.
 
     Args:
         devices: one entry per slot, ``"cpu"`` or ``"cuda:i"``.
@@ -155,7 +99,7 @@ class LocalExecutor:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    # -- what the runner asks for ------------------------------------------------------------------------------------
+    # -- what a session asks for ------------------------------------------------------------------------------------
 
     def submit(
         self, slot: int, spec: RunSpec, *, limit_seconds: float | None, silence_seconds: float | None = None

@@ -12,7 +12,6 @@ from kftune._registry import Registry
 from kftune.space import Space
 from kftune.study.samplers._entry import SamplerEntry
 from kftune.study.samplers._target import TargetSamplerEntry, sampler_from
-from kftune.study.samplers.grid import grid_size
 
 SAMPLERS: Registry[SamplerEntry] = Registry(
     "sampler", "kftune.study.samplers", "kftune.samplers", from_target=sampler_from
@@ -24,7 +23,6 @@ __all__ = [
     "SamplerEntry",
     "TargetSamplerEntry",
     "check_sampler",
-    "grid_size",
     "make_sampler",
     "planned_trials",
 ]

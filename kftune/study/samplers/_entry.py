@@ -28,6 +28,9 @@ class SamplerEntry:
         allowed: option → the values it may have; for a number a pair (smallest, largest).
         conditional: whether it can model dimensions that exist only in some configurations.
         categorical: whether it can model categorical dimensions.
+        random_start: whether the first ``n_startup_trials`` trials are random, the same ones as with every such
+            sampler; without, the very first trial is of its own design.
+        learns: whether what it proposes depends on results.
         widen: for a sampler that may leave the box: (space, options) → the space with the bounds that it may go to.
             ``make`` and ``count`` then also get ``widest``, which is at most that.
         count: for a sampler that runs out of configurations: called as ``count(space=…, widest=…, seed=…, trials=…,
@@ -42,6 +45,8 @@ class SamplerEntry:
     allowed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     conditional: bool = True
     categorical: bool = True
+    random_start: bool = True
+    learns: bool = True
     widen: Callable[[Space, Mapping[str, Any]], Space] | None = None
     count: Callable[..., int] | None = None
 

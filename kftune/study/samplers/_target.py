@@ -18,6 +18,7 @@ from kftune._targets import target_name, user_error
 from kftune.errors import KftuneError, UsageError, UserCodeError, suggestion
 from kftune.space import Space
 from kftune.study.samplers._entry import SamplerEntry
+from kftune.study.samplers.coordinates import contains
 from kftune.study.samplers.wrapped import ReproducibleSampler
 
 __all__ = ["TargetSamplerEntry", "sampler_from"]
@@ -88,7 +89,7 @@ class _UserSampler(ReproducibleSampler):
         with _blamed_on(self._target, f"failed at trial {trial.number}, {param_name}"):
             value = super().sample_independent(study, trial, param_name, param_distribution)
             # Optuna would take a value outside.
-            inside = param_distribution._contains(param_distribution.to_internal_repr(value))
+            inside = contains(param_distribution, value)
         if not inside:
             what = f"proposed {param_name}={value!r} at trial {trial.number}, outside of {param_distribution}"
             raise UserCodeError(f"the sampler {self._target!r} {what}")

@@ -94,6 +94,11 @@ class _Recorder:
         return choices[0]
 
 
+def contains(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether a value is one of the distribution's."""
+    return distribution._contains(distribution.to_internal_repr(value))
+
+
 def to_unit(distribution: BaseDistribution, value: Any) -> float:
     """Coordinate in [0, 1] of a value, on the distribution's scale; values outside are moved to the edge.
 

@@ -93,6 +93,7 @@ ENTRIES = (
         make=_make_random,
         summary="uniform on every dimension's scale",
         source="Bergstra & Bengio 2012",
+        learns=False,
     ),
     SamplerEntry(
         name="qmc",
@@ -101,5 +102,7 @@ ENTRIES = (
         source="Sobol' 1967 with Owen's scrambling (scipy.stats.qmc)",
         options={"sequence": "sobol"},
         allowed={"sequence": ("sobol", "halton")},
+        random_start=False,
+        learns=False,
     ),
 )

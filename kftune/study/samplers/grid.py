@@ -32,20 +32,6 @@ _MAX_SIZE = 100_000
 _TOLERANCE = 1e-12  # relative; a bound written as 0.3 should admit 3·10⁻¹ however it was computed
 
 
-def grid_size(space: Space, options: Mapping[str, Any]) -> int:
-    """Number of different configurations on the grid, before it grows.
-
-    Args:
-        space: what to search.
-        options: of the sampler ``grid``.
-
-    Raises:
-        UsageError: a wrong option, or there are more than 100,000.
-    """
-    (entry,) = ENTRIES
-    return len(_configurations(space, entry.resolve_options(options)["points"]))
-
-
 def axis(dimension: Dimension, *, points: int) -> list[Value]:
     """A dimension's sampled values on the grid.
 
@@ -343,6 +329,7 @@ ENTRIES = (
         source="kftune",
         options={"points": 5, "extend": 2},
         allowed={"points": (2, 1000), "extend": (0, 20)},
+        random_start=False,
         widen=widened,
         count=_count,
     ),

@@ -13,11 +13,11 @@ from kftune.errors import UsageError
 from kftune.objective import run_objective
 from kftune.results import Outcome, RunResult
 from kftune.storage.repository import Repository, RunRecord
-from kftune.study.config import StudyConfig, StudyPlan
-from kftune.study.sessions.lock import sole_runner
+from kftune.study.config import StudyConfig, StudyPlan, make_plans
+from kftune.study.sessions.job import Job
+from kftune.study.sessions.opening import sole_writer
 from kftune.study.sessions.reporting import Reporter, StudyTotals
-from kftune.study.sessions.search import storage_failures
-from kftune.study.sessions.session import Interrupt, Job, RunSummary, Session
+from kftune.study.sessions.session import Interrupt, RunSummary, Session
 
 __all__ = ["confirm_seed", "confirm_studies"]
 
@@ -67,19 +67,19 @@ def confirm_studies(
     for factor in budget_factors:
         if not 0 < factor < float("inf"):
             raise UsageError(f"budget factors must be above 0, got {factor:g}")
-    found = [(plan, _best_trials(plan, repository, top)) for plan in config.plans()]
+    found = [(plan, _best_trials(plan, repository, top)) for plan in make_plans(config)]
     chosen = [(plan, run) for plan, runs in found for run in runs]
     if not chosen:
         raise UsageError(f"no study of {config.name} has a trial that ended well, so there is nothing to confirm")
     session = _Confirmation(
-        config=config.model_copy(update={"repeats": seeds}),
+        config.model_copy(update={"repeats": seeds}),
         repository=repository,
         devices=devices,
         data_dir=data_dir,
-        reporter=reporter or Reporter(),
-        interrupt=interrupt or Interrupt(),
+        reporter=reporter,
+        interrupt=interrupt,
     )
-    with storage_failures(repository), sole_runner(repository.path):
+    with sole_writer(repository):
         for plan in (plan for plan, runs in found if not runs):
             session.reporter.message(f"{plan.study} has no trial that ended well, so it is left out")
         return session.run(chosen, tuple(dict.fromkeys(budget_factors)))
@@ -150,10 +150,7 @@ class _Confirmation(Session):
         for run in self.repository.runs(curves=False, purpose="confirm", superseded=True):
             earlier.setdefault((run.study, run.budget_factor, run.trial, run.repeat), []).append(run.attempt)
         for job in jobs:
-            attempts = earlier.get((job.key.study, job.budget_factor, job.trial, job.repeat), ())
-            job.disturbances = len(attempts)
-            job.attempt = max(attempts, default=0) + 1
-            yield job
+            yield job.after(earlier.get((job.key.study, job.budget_factor, job.trial, job.repeat), ()))
 
     def _more_jobs(self) -> list[Job] | None:
         job = next(self.jobs, None)

@@ -1,42 +1,22 @@
-"""The runner: asks the samplers, hands runs to the executor, and alone writes the database."""
+"""The search: asks the samplers, has the trials' runs made, tells the samplers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-import optuna
-
-from kftune._targets import importable_from
-from kftune.errors import StorageError
-from kftune.problems import PROBLEMS
-from kftune.problems.data.datasets import get_dataset
-from kftune.problems.data.directory import locate
 from kftune.results import CurvePoint, RunResult
-from kftune.storage.repository import Repository, StudyRecord
+from kftune.storage.repository import Repository
 from kftune.study.config import StudyConfig
-from kftune.study.sessions.lock import sole_runner
+from kftune.study.sessions.job import Job
+from kftune.study.sessions.opening import sole_writer, study_records
 from kftune.study.sessions.pruning import Judge
 from kftune.study.sessions.reporting import Reporter, StudyTotals
-from kftune.study.sessions.session import Interrupt, Job, RunSummary, Session
+from kftune.study.sessions.session import Interrupt, RunSummary, Session
 from kftune.study.sessions.trials import OpenTrial, Trials, run_seed
 from kftune.study.sessions.warm_start import enqueue, find_candidates
 
-__all__ = ["Interrupt", "RunSummary", "preflight", "run_studies", "storage_failures", "study_records"]
-
-
-def preflight(config: StudyConfig, *, data_dir: Path) -> None:
-    """Check that every problem's data are there, before anything is written.
-
-    Raises:
-        DataMissingError: a problem's files are missing.
-    """
-    with importable_from(config.module_dir):
-        for plan in config.plans():
-            entry = PROBLEMS.get(plan.problem_name)
-            if entry.dataset is not None:
-                locate(get_dataset(entry.dataset), data_dir)
+__all__ = ["run_studies"]
 
 
 def run_studies(
@@ -66,44 +46,10 @@ def run_studies(
         KeyboardInterrupt: passed on after the workers were ended and the session's seconds stored.
     """
     session = _Search(
-        config=config,
-        repository=repository,
-        devices=devices,
-        data_dir=data_dir,
-        reporter=reporter or Reporter(),
-        interrupt=interrupt or Interrupt(),
+        config, repository=repository, devices=devices, data_dir=data_dir, reporter=reporter, interrupt=interrupt
     )
-    with storage_failures(repository), sole_runner(repository.path):
+    with sole_writer(repository):
         return session.run()
-
-
-@contextmanager
-def storage_failures(repository: Repository) -> Iterator[None]:
-    """Turn what Optuna raises when it cannot write any more into a :class:`StorageError`."""
-    try:
-        yield
-    except optuna.exceptions.StorageInternalError as error:
-        cause = error.__cause__ or error
-        # SQLAlchemy adds lines with the statement and a link.
-        raise StorageError(f"{repository.name}: {getattr(cause, 'orig', None) or cause}") from error
-
-
-def study_records(config: StudyConfig, n_trials: Mapping[str, int]) -> list[StudyRecord]:
-    """What is stored of a study file's studies, given how many trials each is to have."""
-    return [
-        StudyRecord(
-            study=plan.study,
-            file_name=config.name,
-            problem=plan.problem,
-            optimizer=plan.optimizer,
-            identity=plan.identity(),
-            config=config.to_dict(),
-            space=plan.space.to_dict(),
-            n_trials=n_trials[plan.study],
-            n_train=plan.n_train,
-        )
-        for plan in config.plans()
-    ]
 
 
 class _Search(Session):
@@ -185,10 +131,8 @@ class _Search(Session):
                 repeat=repeat,
                 params=trial.params,
                 seed=run_seed(self.config.seed, repeat),
-                attempt=max(trial.superseded.get(repeat, ()), default=0) + 1,
-                disturbances=len(trial.superseded.get(repeat, ())),
                 is_judged=repeat == 0 and self.config.pruner is not None,
-            )
+            ).after(trial.superseded.get(repeat, ()))
             for repeat in self.trials.missing_repeats(trial)
         ]
 

@@ -14,10 +14,9 @@ from kftune.errors import UsageError
 from kftune.space import Float, Int
 from kftune.storage.records import ELSEWHERE_KEY
 from kftune.storage.repository import Repository
-from kftune.study.config import StudyConfig, StudyPlan, config_from_dict
-from kftune.study.samplers.coordinates import distributions
-from kftune.study.sessions.lock import sole_runner
-from kftune.study.sessions.search import study_records
+from kftune.study.config import StudyConfig, StudyPlan, config_from_dict, make_plans
+from kftune.study.samplers.coordinates import contains, distributions
+from kftune.study.sessions.opening import sole_writer, study_records
 from kftune.study.sessions.warm_start import SOURCE_KEY, take_over_sources
 
 __all__ = ["WIDE_SUFFIX", "take_over", "widened"]
@@ -41,7 +40,7 @@ def widened(config: StudyConfig, boxes: Boxes) -> StudyConfig:
     Raises:
         ConfigError: an optimizer does not accept what is in a box.
     """
-    plans = config.plans()
+    plans = make_plans(config)
     data = config.to_dict() | {"storage": config.storage}
     optimizers = [dict(item) for item in data["optimizers"]]
     labels = list(dict.fromkeys(plan.optimizer for plan in plans))
@@ -81,12 +80,12 @@ def take_over(old: StudyConfig, new: StudyConfig, *, repository: Repository, say
         StudyLockedError: another process is running studies in this database.
     """
     stored = {record.study for record in repository.studies(old.name)}
-    with sole_runner(repository.path):
-        for before in old.plans():
+    with sole_writer(repository):
+        for before in make_plans(old):
             if before.study not in stored:
                 raise UsageError(f"{repository.name} holds no study {before.study!r}, so there is nothing to widen")
-        repository.register(study_records(new, {plan.study: new.trials for plan in new.plans()}))
-        for before, after in zip(old.plans(), new.plans(), strict=True):
+        repository.register(study_records(new, {plan.study: new.trials for plan in make_plans(new)}))
+        for before, after in zip(make_plans(old), make_plans(new), strict=True):
             n = _take_over(before, after, repository)
             say(f"{after.study} begins with {n} trials of {before.study}")
 
@@ -130,6 +129,4 @@ def _take_over(before: StudyPlan, after: StudyPlan, repository: Repository) -> i
 
 def _holding(asked: Mapping[str, BaseDistribution], name: str, trial: FrozenTrial) -> BaseDistribution:
     """What a new trial would be asked for; the trial's own distribution where that does not reach as far as it did."""
-    found = asked[name]
-    inside = found._contains(found.to_internal_repr(trial.params[name]))
-    return found if inside else trial.distributions[name]
+    return asked[name] if contains(asked[name], trial.params[name]) else trial.distributions[name]

@@ -42,3 +42,32 @@ def test_normal_labels_have_tails(dtype):
     assert 3.5 < float(v.abs().max()) < 6
     share = float((v.abs() > 3).double().mean())
     assert abs(share - 0.0027) < 5 * (0.0027 / 100_000) ** 0.5
+
+
+LOSSES = {
+    "gaussian": torch.nn.functional.mse_loss,
+    "bernoulli": torch.nn.functional.binary_cross_entropy_with_logits,
+}
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 1), (5, 2), (5, 2, 3)], ids=str)
+@pytest.mark.parametrize("likelihood", LOSSES)
+def test_exact_vectors_make_the_hessian_of_every_examples_loss(likelihood, shape):
+    """By autograd, whatever the output's shape."""
+    generator = torch.Generator().manual_seed(0)
+    output = torch.randn(shape, generator=generator, dtype=torch.float64)
+    target = (torch.randn(shape, generator=generator) > 0).double()
+    vectors = list(output_vectors(output, likelihood, "exact", generator))
+    assert all(v.shape == output.shape for v in vectors)
+    for n in range(len(output)):
+        H = torch.autograd.functional.hessian(
+            lambda f, n=n: LOSSES[likelihood](f[None], target[n : n + 1]), output[n]
+        ).reshape(output[n].numel(), -1)
+        columns = torch.stack([v[n].flatten() for v in vectors], dim=1)
+        torch.testing.assert_close(columns @ columns.T, H)
+
+
+@pytest.mark.parametrize("fisher", ["mc", "exact", "permuted"])
+def test_classes_need_a_dimension(fisher):
+    with pytest.raises(RuntimeError, match="say 'bernoulli'"):
+        next(output_vectors(torch.zeros(4), "categorical", fisher, torch.Generator()))

@@ -180,3 +180,43 @@ def test_a_large_damping_makes_a_variant_a_gradient_step_over_it(variant):
     """Then A and G are negligible: P → V/λ, K-FAC's limit."""
     for P, V, _, _ in variant_direction(variant, damping=1e10, lr=1e10).values():
         assert relative_error(P, V) < 1e-3  # the damping of each factor is its root
+
+
+@pytest.mark.parametrize("thin", [False, True])
+@pytest.mark.parametrize("variant", ["foof", "kfac_damping", "kfac_norm"])
+def test_a_changed_damping_waits_for_the_next_inversion(variant, thin):
+    """Until then P is the dense solve with the old λ, all of it; afterwards with the new one."""
+    old, new, every = 1.0, 0.01, 3
+    model = make_net(4, 14, 13) if thin else make_net(4, 5, 3)
+    d_out = 13 if thin else 3
+    settings = {"lr": 1.0, "momentum": 0.0, "fisher": "exact", "likelihood": "gaussian", "factor_decay": 0.0}
+    optimizer = FOOF(model, variant=variant, damping=old, inverses_every=every, **settings)
+    factors = {}
+    for step in range(5):
+        optimizer.param_groups[0]["damping"] = old if step == 0 else new
+        x, y = make_batch("gaussian", 6, 4, d_out, seed=step)
+        before = {name: layer_matrix(module) for name, module in linear_layers(model).items()}
+        gradients = torch.autograd.grad(make_closure(model, x, y, "gaussian")()[0], list(model.parameters()))
+        optimizer.step(make_closure(model, x, y, "gaussian"))
+        if step % every == 0:
+            factors = {
+                name: [
+                    None if side not in own else own[side].clone()
+                    for side in ("input_covariance", "gradient_covariance")
+                ]
+                for name, own in optimizer.state_dict()["extra"]["layers"].items()
+            }
+        damping = old if step < every else new
+        for i, (name, module) in enumerate(linear_layers(model).items()):
+            A, G = factors[name]
+            V = torch.cat([gradients[2 * i], gradients[2 * i + 1][:, None]], dim=1)
+            of_A = damping if variant == "foof" else input_damping(A, G, damping)
+            expected = V @ torch.linalg.inv(A + of_A * torch.eye(len(A), dtype=DTYPE))
+            if variant == "foof":
+                expected *= damping
+            elif variant == "kfac_damping":
+                expected *= of_A / damping
+            else:
+                kfac = torch.linalg.inv(G + damping / of_A * torch.eye(len(G), dtype=DTYPE)) @ expected
+                expected *= kfac.norm() / expected.norm()
+            torch.testing.assert_close(before[name] - layer_matrix(module), expected, rtol=1e-8, atol=1e-12)

@@ -122,7 +122,7 @@ def _as_name(text: str) -> str:
 
 
 def _checked(text: str, what: str) -> str:
-    from kftune.study.config._fields import check_name
+    from kftune.study.config import check_name
 
     try:
         check_name(text)

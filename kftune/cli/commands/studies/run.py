@@ -26,7 +26,7 @@ def run(
     """Run a study file, or go on with it where it was left."""
     from kftune.cli._session import Sitting
     from kftune.cli.rendering.summary import print_summary
-    from kftune.study.config import load_config, without_password
+    from kftune.study.config import load_config, make_plans, without_password
 
     overrides = list(set_ or ())
     config = load_config(study, overrides)
@@ -43,7 +43,7 @@ def run(
     ):
         again += [] if value is None else [option, str(value)]
     if dry_run:
-        print_summary(config, config.plans())
+        print_summary(config, make_plans(config))
     sitting = Sitting(
         config, devices=devices, workers=workers, data_dir=data_dir, again=shlex.join(map(without_password, again))
     )

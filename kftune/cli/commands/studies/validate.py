@@ -11,10 +11,10 @@ __all__ = ["validate"]
 
 def validate(study: StudyFile, *, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Check a study file, and show what it amounts to."""
-    from kftune.study.config import load_config
+    from kftune.study.config import load_config, make_plans
 
     config = load_config(study, set_ or ())
-    plans = config.plans()
+    plans = make_plans(config)
     if as_json:
         print_json(summary(config, plans))
         return

@@ -1,0 +1,1 @@
+"""Commands about results: read, drawn, served, taken out, brought in."""

@@ -1,0 +1,1 @@
+"""Commands about studies: written, checked, run, gone on with, confirmed."""

@@ -1,0 +1,46 @@
+"""What every registered optimizer makes of hyperparameters of its groups that are changed on the way."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+from kftune.optim import OPTIMIZERS
+from tests.optim._contract import build, network, parameters, train
+
+SELDOM = {"inverses_every": 100, "statistics_every": 1, "scalings_every": 100, "warmup_updates": 0}
+ONE_STEP = {"momentum": 0.0, "kl_clip": None, "lr": 0.0, "cg_iterations": 500, "cg_tolerance": 1e-14}
+
+
+def options(entry):
+    arguments = inspect.signature(entry.cls).parameters
+    return {k: v for k, v in (entry.deterministic | SELDOM | ONE_STEP).items() if k in arguments}
+
+
+def with_damping():
+    """Whose groups have a damping that nothing but the preconditioner uses."""
+    found = [entry for entry in OPTIMIZERS if "alpha" not in entry.readings]
+    return [e for e in found if "damping" in build(e, network(), **options(e)).param_groups[0]]
+
+
+def step_taken(entry, dampings):
+    """The third update, after two of length 0, with the damping of each."""
+    model = network()
+    optimizer = build(entry, model, **options(entry))
+    before = parameters(model)
+    for step, damping in enumerate(dampings):
+        optimizer.param_groups[0].update(damping=damping, lr=0.1 if step == 2 else 0.0)
+        train(optimizer, model, 1, first=step)
+    return torch.cat([(a - b).flatten() for a, b in zip(parameters(model), before, strict=True)])
+
+
+@pytest.mark.parametrize("entry", with_damping(), ids=lambda entry: entry.name)
+def test_a_changed_damping_counts_as_a_whole(entry):
+    """At once or from the next inversion on, but not a little of each."""
+    old, new = 1.0, 0.01
+    changed = step_taken(entry, [old, old, new])
+    whole = [step_taken(entry, [damping] * 3) for damping in (old, new)]
+    errors = [((changed - step).norm() / step.norm()).item() for step in whole]
+    assert min(errors) < 1e-8, errors
