@@ -46,6 +46,14 @@ _PYTHONPATH = frozenset(os.environ.get("PYTHONPATH", "").split(os.pathsep))  # w
 _REPOSITORY = Path(__file__).parents[2]
 _PYTHON = sys.executable
 _COMMANDS = {"kftune": "kftune.cli", "kftune.study.worker": "kftune.study.worker"}
+_PATHS = sysconfig.get_paths()
+_ROOTS = (
+    *(_PATHS[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    *site.getsitepackages(),
+    sys.prefix,
+    sys.base_prefix,
+    str(_REPOSITORY),
+)
 _FRESH_FILTERS = (
     ("default", None, DeprecationWarning, "__main__", 0),
     ("ignore", None, DeprecationWarning, None, 0),
@@ -272,17 +280,9 @@ def _forget() -> None:
 
 
 def _is_somebodys(module: types.ModuleType) -> bool:
+    """Whether a module is neither the interpreter's, nor installed, nor the repository's."""
     file = getattr(module, "__file__", None)
-    if file is None:
-        return False
-    path = Path(file)
-    return not any(path.is_relative_to(root) for root in _roots())
-
-
-def _roots() -> tuple[str, ...]:
-    paths = sysconfig.get_paths()
-    installed = (paths["stdlib"], paths["platstdlib"], paths["purelib"], paths["platlib"], *site.getsitepackages())
-    return (*installed, sys.prefix, sys.base_prefix, str(_REPOSITORY))
+    return file is not None and not file.startswith(_ROOTS)
 
 
 def _forget_warnings() -> None:
