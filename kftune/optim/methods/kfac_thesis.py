@@ -130,6 +130,7 @@ class ThesisKFAC(LayerwiseOptimizer):
         with self.phases.phase("preconditioning"):
             steps = self._steps(factors)
             self._check_directions(steps.values())
+        self._commit()
         with self.phases.phase("update"):
             for group in self.param_groups:
                 parameters = [p for p in group["params"] if p in steps]

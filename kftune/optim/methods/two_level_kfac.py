@@ -133,6 +133,7 @@ class TwoLevelKFAC(KFAC):
         self._gradient_moments: Moments | None = None
         self._coarse_inverse: Tensor | None = None
         self._sums = CoarseSums(list(self._layers))
+        self._moments: tuple[Moments, Moments] | None = None  # of this update
 
     # Gathering.
 
@@ -165,13 +166,20 @@ class TwoLevelKFAC(KFAC):
                 parts.setdefault(layer.name, []).append(own)
         return {name: join(own) for name, own in parts.items()}
 
+    def _close_statistics(self) -> None:
+        super()._close_statistics()
+        self._moments = self._sums.moments()
+        if self._moments is not None:
+            own = {side: moments.values for side, moments in zip(("input", "gradient"), self._moments, strict=True)}
+            for side, values in self._mean_over_processes(own).items():
+                self._suspects[f"the coarse matrix of {side} sums"] = values.sum().view(1)
+
     # The update.
 
     def _average_statistics(self, decay: float) -> None:
         super()._average_statistics(decay)
-        moments = self._sums.moments()
+        moments, self._moments = self._moments, None
         if moments is not None:
-            self._mean_over_processes({"inputs": moments[0].values, "gradients": moments[1].values})
             self._input_moments = average(self._input_moments, moments[0], decay)
             self._gradient_moments = average(self._gradient_moments, moments[1], decay)
 

@@ -131,6 +131,7 @@ class AdaptiveOptimizer(KroneckerOptimizer):
         chosen = trials[step.trial]
         adaptation.gamma = chosen.gamma
         self._install(chosen.preconditioners)
+        self._commit()
         with self.phases.phase("update"):
             adaptation.take(step, self.state)
             if adaptation.damping_is_due(self._n_updates):
