@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kftune.optim.checks import check_choice, check_range
 from kftune.optim.costs.layerwise import kfac_floor
 from kftune.optim.curvature.gathering import Use
+from kftune.optim.curvature.layers import fold
 from kftune.optim.curvature.likelihoods import Fisher, Likelihood
 from kftune.optim.curvature.statistics import WeightSharing
 from kftune.optim.curvature.thin import flat
@@ -160,6 +161,7 @@ class TwoLevelKFAC(KFAC):
                 own_tensor = layer.examples_first(tensor.detach(), n_examples)
                 sums, positions = (input_sums if side == "input" else output_sums)(layer, own_tensor), use.positions
                 if self._weight_sharing == "reduce":
+                    sums = fold(sums[..., None], n_examples, layer.name)[..., 0]
                     sums = (torch.mean if side == "input" else torch.sum)(sums, dim=1, keepdim=True)
                     positions = ()
                 own = by_example(layer.name, sums, positions, n_examples)
