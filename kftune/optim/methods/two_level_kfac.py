@@ -68,7 +68,8 @@ class TwoLevelKFAC(KFAC):
         inverses_every: updates between two inversions, of both levels; a multiple of ``statistics_every``.
         warmup_updates: both periods grow with the number k of updates done, as 1 + k // ``warmup_updates``, until they
             are what the arguments say. 0 for no warm-up.
-        kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
+        kl_clip: κ of ν = min(1, √(κ/(η²Σ|⟨P, V⟩|))), the paper's equation 10, the learning rate inside; None for no
+            clip.
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
@@ -82,6 +83,7 @@ class TwoLevelKFAC(KFAC):
     """
 
     needs_rows = True
+    absolute_products = True
 
     def __init__(
         self,

@@ -282,7 +282,7 @@ class LayerwiseOptimizer(ModelOptimizer):
         """
         found = [*directions, *_one_for_each_device(self._suspects.values())]
         if found and not all_finite(found):
-            what = self._bad_statistic() or "the preconditioned gradient"
+            what = self._bad_statistic() or "the preconditioned gradient (or what a KL clip makes of it)"
             raise DivergenceError(f"{what} is not finite for this update's batch; the parameters are unchanged")
         self._suspects = {}
 
