@@ -6,7 +6,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,11 @@ class ModelOptimizer(torch.optim.Optimizer):
 
     A subclass implements :meth:`_update` and :meth:`coverage`. One that keeps more than ``self.state`` also implements
     :meth:`_extra_state` and :meth:`_load_extra_state`; one that gathers statistics from the model overrides
-    :meth:`_forward_backward` and forgets them in :meth:`_begin`.
+    :meth:`_forward_backward`, forgets them in :meth:`_begin` and shows them in :meth:`_batch_statistics`.
+
+    An update that is refused leaves the optimizer as it was before its first micro-batch, bit for bit. So whatever
+    :meth:`_extra_state` names is replaced, never changed in place, and ``self.state`` only changes when nothing can be
+    refused any more, after :meth:`_commit`.
 
     Args:
         model: the network; all its parameters belong to the optimizer, frozen ones stay as they are.
@@ -54,6 +58,9 @@ class ModelOptimizer(torch.optim.Optimizer):
 
     phases: PhaseTimer
 
+    averages_squares: ClassVar[bool] = False
+    """Whether squares of gradients enter averages: a gradient whose squares overflow is then refused."""
+
     def __init__(self, model: nn.Module, defaults: dict[str, Any]) -> None:
         super().__init__(model.named_parameters(), defaults)
         self.phases = _NoTimer()
@@ -62,6 +69,7 @@ class ModelOptimizer(torch.optim.Optimizer):
         self._single = False  # whether the closure that runs is all of its update, and nobody sees ``.grad`` before it
         self._loss_sum: Tensor | None = None
         self._tallies: dict[str, tuple[Tensor | float, int]] = {}
+        self._undo: tuple[dict[str, Any], dict[str, tuple[Tensor | float, int]]] | None = None
 
     def accumulate(self, closure: Closure) -> Tensor:
         """Add one micro-batch: its gradient and, where they are due, its curvature statistics.
@@ -69,7 +77,7 @@ class ModelOptimizer(torch.optim.Optimizer):
         k micro-batches followed by :meth:`step` give the update of one batch of their union (to rounding), each
         weighted with its number of examples (the output's first dimension), as long as no layer mixes examples. Between
         the two ``.grad`` is the gradient of the mean loss of all examples so far, for whoever clips or looks at it.
-        If the closure raises, everything accumulated for this update is dropped.
+        If the closure raises, everything accumulated for this update is dropped, and the optimizer is as it was before.
 
         A method that adapts itself (:class:`~kftune.optim.methods.kfac.KFAC` with ``rescale``) runs the closures again
         at :meth:`step`. Each must then still be the same computation on the same batch. In a loop that is ``def
@@ -87,8 +95,12 @@ class ModelOptimizer(torch.optim.Optimizer):
         if self._n_examples == 0:
             self._begin()
         self._n_before, self._n_examples = self._n_examples, 0
-        with torch.enable_grad(), self.phases.phase("forward_backward"):
-            loss, n_examples = self._forward_backward(closure)
+        try:
+            with torch.enable_grad(), self.phases.phase("forward_backward"):
+                loss, n_examples = self._forward_backward(closure)
+        except BaseException:
+            self._roll_back()
+            raise
         weighted = loss.detach() * n_examples
         self._loss_sum = weighted if self._loss_sum is None else self._loss_sum + weighted
         self._n_examples = self._n_before + n_examples
@@ -98,6 +110,18 @@ class ModelOptimizer(torch.optim.Optimizer):
         """Forget gradients and whatever else belongs to a single update."""
         self.zero_grad(set_to_none=True)
         self._loss_sum = None
+        self._undo = self._extra_state(), dict(self._tallies)
+
+    def _commit(self) -> None:
+        """Say that from here on the update cannot be refused: parameters and state are about to change in place."""
+        self._undo = None
+
+    def _roll_back(self) -> None:
+        """Be as before the update, unless it was committed."""
+        if self._undo is not None:
+            extra, self._tallies = self._undo
+            self._load_extra_state(extra)
+            self._undo = None
 
     def _forward_backward(self, closure: Closure) -> tuple[Tensor, int]:
         """Run the closure, then :meth:`_backward`; returns the mean loss and the number of examples."""
@@ -137,7 +161,9 @@ class ModelOptimizer(torch.optim.Optimizer):
             The mean loss over all micro-batches of this update, detached, on its device.
 
         Raises:
-            DivergenceError: if the loss or a gradient is not finite; the parameters are untouched.
+            DivergenceError: if the loss, a gradient or what the batch adds to an average is not finite. The parameters
+                are untouched, and so is the optimizer: the next update is as if this one's batch had not been.
+            CurvatureError: as :class:`DivergenceError`, for curvature that cannot be inverted.
             RuntimeError: if nothing was accumulated and no closure given.
         """
         if closure is not None:
@@ -149,18 +175,48 @@ class ModelOptimizer(torch.optim.Optimizer):
         if self._n_examples == 0 or self._loss_sum is None:
             raise RuntimeError("nothing to step from: call step(closure), or accumulate(closure) before step()")
         loss = self._loss_sum / self._n_examples
-        _densify(self._gradient_holders())
-        gradients = self._gradient_tensors()
-        with torch.no_grad():
-            with self.phases.phase("update"):
-                self._n_examples, self._loss_sum = 0, None
-                if not all_finite([loss, *gradients]):
-                    what = "the loss" if not torch.isfinite(loss) else "a gradient"
-                    raise DivergenceError(
-                        f"{what} is not finite (loss {loss.item():.4g}); the parameters are unchanged"
-                    )
-            self._update()
+        self._n_examples, self._loss_sum = 0, None
+        try:
+            with torch.no_grad():
+                self._check_batch(loss)
+                self._update()
+        except BaseException:
+            self._roll_back()
+            raise
+        self._undo = None
         return loss
+
+    def _check_batch(self, loss: Tensor) -> None:
+        """Refuse a batch that is not finite, by one host synchronisation for everything.
+
+        Raises:
+            DivergenceError: it says what of the batch is not finite.
+        """
+        _densify(self._gradient_holders())
+        gradients, statistics = self._gradient_tensors(), self._batch_statistics()
+        with self.phases.phase("update"):
+            if all_finite([loss, *gradients, *statistics], squares=self.averages_squares):
+                return
+            if not torch.isfinite(loss):
+                what = "the loss"
+            elif not all_finite([loss, *gradients]):
+                what = "a gradient"
+            else:
+                what = self._bad_statistic() or "a square of a gradient"
+            raise DivergenceError(
+                f"{what} is not finite for this update's batch (loss {loss.item():.4g}); the parameters are unchanged"
+            )
+
+    def _batch_statistics(self) -> list[Tensor]:
+        """What this update's batch adds to averages besides its gradient: where it is not finite, the batch is refused.
+
+        For a positive semi-definite matrix its diagonal will do, which bounds all entries.
+        """
+        return []
+
+    def _bad_statistic(self) -> str | None:
+        """Which of them is not finite, for the error; None if they all are."""
+        return None
 
     def _gradient_tensors(self) -> list[Tensor]:
         """Everything that holds a part of the accumulated gradient."""

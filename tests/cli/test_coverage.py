@@ -13,9 +13,9 @@ def test_every_parameter_is_listed_with_its_shape_and_treatment(kftune: Command)
     assert parameters["blocks.0.hidden.weight"] == {
         "name": "blocks.0.hidden.weight", "shape": [64, 32], "n": 2048, "treatment": "Kronecker-factored",
     }  # fmt: skip
-    assert {p["treatment"] for name, p in parameters.items() if "norm" in name} == {"SGD"}
+    assert {p["treatment"] for name, p in parameters.items() if "norm" in name} == {"SGD, outside the KL clip"}
     assert sum(p["n"] for p in parameters.values()) == found["n_parameters"]
-    assert [t["treatment"] for t in found["treatments"]] == ["Kronecker-factored", "SGD"]
+    assert [t["treatment"] for t in found["treatments"]] == ["Kronecker-factored", "SGD, outside the KL clip"]
     assert sum(t["share"] for t in found["treatments"]) == pytest.approx(1)
     text = kftune("describe", "kfac", "--problem", "digits_transformer").out
     assert "blocks.0.hidden.weight" in text

@@ -64,7 +64,7 @@ def test_a_run_tells_what_was_done_to_how_many_parameters() -> None:
     assert treatments("kfac", "digits_mlp") == {"Kronecker-factored": n_mlp}
     mixed = treatments("kfac", "digits_resnet")
     assert isinstance(mixed, dict)
-    assert mixed["SGD"] == 2 * (3 * 16 + 2 * 32)  # the scales and shifts of BatchNorm
+    assert mixed["SGD, outside the KL clip"] == 2 * (3 * 16 + 2 * 32)  # the scales and shifts of BatchNorm
 
 
 def test_a_run_that_ends_before_it_has_an_optimizer_tells_nothing_of_it() -> None:

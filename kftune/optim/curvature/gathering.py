@@ -90,7 +90,7 @@ class Gatherer:
         model: the network.
         likelihood: its predictive distribution.
         fisher: whose output gradients make G; None gathers no G.
-        examples_first: whether inputs must have their examples in the first dimension.
+        examples_first: whether inputs must have their examples in the first dimension, as ``reduce`` needs.
         seed: of the generator of drawn labels.
         process: rank of this process.
 
@@ -143,17 +143,31 @@ class Gatherer:
             loss, output = closure()
         n_examples = len(output)
         if wanted is not None:
+            wanted.statistics.begin_batch(n_examples)
             if self._examples_first:
                 self._check_examples_first(uses, n_examples)
-            wanted.statistics.n_examples += n_examples
+                if wanted.covariances:
+                    for use in uses:
+                        self._add_input(use.module, use.a, wanted.statistics, phases)
             if self._fisher not in (None, "empirical"):
                 self._back_propagate_fisher(output, uses, wanted, phases)
         return Passage(loss, n_examples, uses)
 
     def forward_only(self, closure: Closure, statistics: Statistics, phases: PhaseTimer) -> tuple[Tensor, int]:
         """Run the closure and sum inputs, for A alone; returns the mean loss and the number of examples."""
-        with self._capture.recording(lambda module, a, s: self._add_input(module, a, statistics, phases)):
+        inputs: list[tuple[str, Tensor]] = []
+
+        def on_use(module: str, a: Tensor, s: Tensor) -> None:
+            if self._examples_first:  # which rows belong to an example is known afterwards
+                inputs.append((module, a.detach()))
+            else:
+                self._add_input(module, a, statistics, phases)
+
+        with self._capture.recording(on_use):
             loss, output = closure()
+        statistics.begin_batch(len(output))
+        for module, a in inputs:
+            self._add_input(module, a, statistics, phases)
         return loss, len(output)
 
     def _add_input(self, module: str, a: Tensor, statistics: Statistics, phases: PhaseTimer) -> None:
@@ -164,7 +178,7 @@ class Gatherer:
 
     def _see(self, use: Use, s: Tensor, wanted: Wanted, phases: PhaseTimer) -> None:
         """Take what the forward pass shows of one use at a statistics update."""
-        if wanted.covariances:
+        if wanted.covariances and not self._examples_first:  # else they wait for the number of examples
             self._add_input(use.module, use.a, wanted.statistics, phases)
         else:
             wanted.statistics.seen.update(layer.name for layer in self.of_module[use.module])

@@ -167,6 +167,29 @@ class ConvLayer(Layer):
         return tuple(s.shape[2:])
 
 
+def fold(rows: Tensor, n_examples: int, name: str) -> Tensor:
+    """Rows of a layer, (N', T', d), by example: (N, T, d), where N' is N times something, the something a position.
+
+    So are sequences that a model flattens, (N·T, d) with the positions of an example in a row.
+
+    Args:
+        rows: of one use of the layer.
+        n_examples: N.
+        name: of the layer, for errors.
+
+    Raises:
+        RuntimeError: the rows do not belong to examples.
+    """
+    if len(rows) == n_examples:
+        return rows
+    if n_examples == 0 or len(rows) % n_examples:
+        raise RuntimeError(
+            f"layer {name!r} was given {len(rows)} inputs, which is no multiple of the {n_examples} "
+            "examples whose output the closure returned: which of them belong to which example is not known"
+        )
+    return rows.reshape(n_examples, -1, rows.shape[-1])
+
+
 def find_layers(model: nn.Module) -> dict[str, tuple[nn.Module, list[Layer]]]:
     """Name → (module, its layers) for every module that has some, and whose weight is trained and belongs to it alone.
 

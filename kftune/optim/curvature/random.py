@@ -36,6 +36,7 @@ class Random:
             "device": self._generator.device.type,
             "process": self._process,
             "n_restarts": self._n_restarts,
+            "seed": self._seed,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -45,6 +46,7 @@ class Random:
         their own, and processes that all load the first one's state must not all draw the same numbers.
         """
         self._n_restarts = state["n_restarts"]
+        self._seed = state.get("seed", self._seed)  # states of before do not tell
         if (state["device"], state["process"]) == (self._generator.device.type, self._process):
             self._generator.set_state(state["state"].cpu())
         else:

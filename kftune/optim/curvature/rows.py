@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kftune.optim.curvature.layers import Layer
+from kftune.optim.curvature.layers import Layer, fold
 
 
 class Rows(NamedTuple):
@@ -50,13 +50,7 @@ def make_rows(layer: Layer, passed: Sequence[Passed], n_examples: int) -> Rows:
     for a, g, positions in passed:
         inputs = layer.homogeneous_rows(layer.examples_first(a, n_examples)).to(layer.weight.dtype)
         gradients = layer.output_rows(layer.examples_first(g, n_examples)).to(layer.weight.dtype)
-        if len(inputs) % n_examples:
-            raise RuntimeError(
-                f"layer {layer.name!r} was given {len(inputs)} inputs, which is no multiple of the {n_examples} "
-                "examples whose output the closure returned: which of them belong to which example is not known"
-            )
-        if len(inputs) != n_examples:  # (examples · something, …): the something is a position
-            inputs, gradients = (t.reshape(n_examples, -1, t.shape[-1]) for t in (inputs, gradients))
+        inputs, gradients = (fold(t, n_examples, layer.name) for t in (inputs, gradients))
         own = positions if math.prod(positions) == inputs.shape[1] else (inputs.shape[1],)
         parts.append(Rows(inputs, gradients, own))
     if len(parts) == 1:

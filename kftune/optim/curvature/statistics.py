@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from kftune.optim.curvature.layers import ConvLayer, Layer
+from kftune.optim.curvature.layers import ConvLayer, Layer, fold
 from kftune.optim.curvature.patches import mean_patch
 from kftune.optim.linalg.gram import add_gram, add_homogeneous_gram, symmetrize_
 from kftune.optim.linalg.products import padded_zeros
@@ -38,8 +38,14 @@ class Statistics:
         self._gradients: dict[str, Tensor] = {}
         self._n_rows: dict[str, int] = {}
         self.n_examples = 0
+        self._in_batch = 0
         self.seen: set[str] = set()
         self._gradient_scale = 1
+
+    def begin_batch(self, n_examples: int) -> None:
+        """Say how many examples the micro-batch has: with ``reduce`` before anything of it is added."""
+        self._in_batch = n_examples
+        self.n_examples += n_examples
 
     def add_input(self, name: str, a: Tensor) -> None:
         """Add the module's input at one use of a layer."""
@@ -60,9 +66,9 @@ class Statistics:
         if not self._reduce:
             rows = layer.input_rows(a)
         elif isinstance(layer, ConvLayer):
-            rows = mean_patch(a[:, layer.inputs], layer.window)
+            rows = fold(mean_patch(a[:, layer.inputs], layer.window)[:, None], self._in_batch, layer.name).mean(dim=1)
         else:
-            rows = layer.input_rows(a).mean(dim=1)
+            rows = fold(layer.input_rows(a), self._in_batch, layer.name).mean(dim=1)
         return rows.reshape(-1, rows.shape[-1]).to(layer.weight.dtype)
 
     def set_gradient_scale(self, scale: int) -> None:
@@ -86,7 +92,9 @@ class Statistics:
     def _gradient_rows(self, layer: Layer, g: Tensor) -> Tensor:
         """(rows of G's sample, d_G)."""
         rows = layer.output_rows(g.detach())
-        rows = rows.sum(dim=1) if self._reduce else rows.reshape(-1, rows.shape[-1])
+        if self._reduce:
+            rows = fold(rows, self._in_batch, layer.name).sum(dim=1)
+        rows = rows.reshape(-1, rows.shape[-1])
         return rows.to(layer.weight.dtype)
 
     def input_covariances(self) -> dict[str, Tensor]:

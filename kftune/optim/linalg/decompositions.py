@@ -70,7 +70,8 @@ def _choleskys(names: Sequence[str], matrices: Sequence[Tensor], dampings: Seque
 def _cholesky_in_float64(name: str, matrix: Tensor, damping: Tensor) -> Tensor:
     factor, bad = _try_cholesky(matrix.double(), damping.double())
     if bool(bad):
-        raise CurvatureError(f"{_describe(name, matrix)} cannot be inverted with damping {damping.item():.3g} added")
+        what = f"{_describe(name, matrix)} cannot be inverted with damping {damping.item():.3g} added"
+        raise CurvatureError(what + _cause(matrix))
     return factor
 
 
@@ -107,7 +108,8 @@ def _growing_ridge(name: str, matrix: Tensor, ridge: float) -> Tensor:
         if not bool(bad):
             return factor.to(matrix.dtype)
         r = max(10 * r, 2.0**-52)
-    raise CurvatureError(f"{_describe(name, matrix)} has no Cholesky factor with any ridge below that mean")
+    what = f"{_describe(name, matrix)} has no Cholesky factor with any ridge below that mean"
+    raise CurvatureError(what + _cause(matrix))
 
 
 def noisy_inverses(
@@ -181,7 +183,7 @@ def _eigendecomposition(name: str, matrix: Tensor) -> Eigen:
             continue
         if math.isfinite(values.sum().item()):
             return Eigen(values.clamp_(min=0).to(matrix.dtype), vectors.to(matrix.dtype))
-    raise CurvatureError(f"{_describe(name, matrix)} has no eigendecomposition")
+    raise CurvatureError(f"{_describe(name, matrix)} has no eigendecomposition{_cause(matrix)}")
 
 
 def _stack_by_stack(
@@ -226,3 +228,8 @@ def _try_cholesky(matrix: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
 
 def _describe(name: str, matrix: Tensor) -> str:
     return f"the {name} ({len(matrix)} × {len(matrix)}, mean of the diagonal {matrix.diagonal().mean().item():.3g})"
+
+
+def _cause(matrix: Tensor) -> str:
+    """What is added to an error: averages are checked before they are made, so an inf or a nan is the batch's own."""
+    return "" if math.isfinite(matrix.sum().item()) else "; it is not finite for this update's batch"

@@ -8,11 +8,17 @@ import torch
 from torch import Tensor
 
 
-def all_finite(tensors: list[Tensor]) -> bool:
-    """Whether no entry of any tensor is inf or nan, by one host synchronisation for all of them."""
+def all_finite(tensors: list[Tensor], *, squares: bool = False) -> bool:
+    """Whether no entry of any tensor is inf or nan, by one host synchronisation for all of them.
+
+    Args:
+        tensors: at least one.
+        squares: whether the entries' squares must be finite, too.
+    """
     # The Euclidean norm is 15 times faster than the largest magnitude on a CPU, but can overflow where no entry does.
     for ord_ in (2.0, math.inf):
         norms = torch._foreach_norm(tensors, ord=ord_)
-        if bool(torch.isfinite(torch.stack([norm.to(norms[0]) for norm in norms])).all()):
+        stacked = torch.stack([norm.to(norms[0]) for norm in norms])
+        if bool(torch.isfinite(stacked.square() if squares else stacked).all()):
             return True
     return False

@@ -20,13 +20,15 @@ from kftune.optim.linalg.finite import all_finite
 from kftune.optim.linalg.gram import add_gram
 from kftune.optim.linalg.products import padded_zeros
 from kftune.optim.updates.adam import adamw_group, adamw_group_step
-from kftune.optim.updates.averages import debiased_decay_of
+from kftune.optim.updates.averages import debiased_decay_of, lerped
 
 Side: TypeAlias = Literal["left", "right"]
 
 
 class MatrixwiseOptimizer(ModelOptimizer):
     """An optimizer that multiplies gradient matrices from the left and from the right.
+
+    What of an update can be refused (a batch, a factor without a decomposition) is refused before the state changes.
 
     All it keeps of a parameter is in ``self.state``: ``n_updates`` (gradients seen), ``left_covariance`` and
     ``right_covariance`` (normalised averages, of which only the lower triangles count), and what the subclass adds.
@@ -42,6 +44,8 @@ class MatrixwiseOptimizer(ModelOptimizer):
         treatment: what :meth:`coverage` calls the matrices' rule.
         fallback: what it calls the rule for everything else.
     """
+
+    averages_squares = True
 
     def __init__(
         self,
@@ -69,11 +73,44 @@ class MatrixwiseOptimizer(ModelOptimizer):
         sides = {p: sides_of(p.shape, max_dimension, precondition_1d) for p in self._names}
         self._sides: dict[nn.Parameter, tuple[Side, ...]] = {p: own for p, own in sides.items() if own}
         self._max_dimension = max_dimension
+        self._moments: dict[tuple[nn.Parameter, Side], Tensor] = {}  # GGᵀ or GᵀG of this update
+        self._saved: dict[nn.Parameter, dict[str, Any]] = {}  # of the state, before this update
         self._treatment, self._fallback = treatment, fallback
 
     @abstractmethod
     def _new_state(self, gradient: Tensor) -> dict[str, Any]:
         """What the subclass keeps of a matrix, before its first gradient."""
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._moments = {}
+        self._saved = {p: dict(self.state[p]) for p in self._sides if p in self.state}
+
+    def _commit(self) -> None:
+        super()._commit()
+        self._saved = {}
+
+    def _roll_back(self) -> None:
+        super()._roll_back()
+        for p, state in self._saved.items():
+            self.state[p] = state
+        self._saved = {}
+
+    def _batch_statistics(self) -> list[Tensor]:
+        with self.phases.phase("statistics"):
+            for p, sides in self._sides.items():
+                if p.grad is not None:
+                    gradient = as_matrix(p.grad).contiguous()
+                    for side in sides:
+                        rows = gradient.T if side == "left" else gradient
+                        moment = padded_zeros(rows.shape[1], rows.shape[1], like=rows)
+                        add_gram(moment, rows)
+                        self._moments[p, side] = moment
+            return [moment.diagonal() for moment in self._moments.values()]
+
+    def _bad_statistic(self) -> str | None:
+        bad = (key for key, moment in self._moments.items() if not all_finite([moment.diagonal()]))
+        return next((f"what goes into the {self._label(*key)}" for key in bad), None)
 
     def _matrices(self) -> dict[nn.Parameter, Tensor]:
         """Preconditioned parameter that has a gradient → that gradient as a contiguous matrix."""
@@ -89,15 +126,14 @@ class MatrixwiseOptimizer(ModelOptimizer):
 
     def _average_factors(self, gradients: Mapping[nn.Parameter, Tensor]) -> None:
         """Count the gradients, and take GGᵀ and GᵀG into L and R."""
-        for p, gradient in gradients.items():
+        for p in gradients:
             state = self.state[p]
             state["n_updates"] += 1
             decay = debiased_decay_of(state["n_updates"], self._factor_decay)
             for side in self._sides[p]:
-                rows = gradient.T if side == "left" else gradient
-                moment = padded_zeros(rows.shape[1], rows.shape[1], like=rows)
-                add_gram(moment, rows)
-                state[f"{side}_covariance"] = state.get(f"{side}_covariance", moment).lerp_(moment, 1 - decay)
+                moment = self._moments.pop((p, side))
+                old = state.get(f"{side}_covariance")
+                state[f"{side}_covariance"] = moment if old is None else lerped([old], [moment], 1 - decay)[0]
 
     def _label(self, parameter: nn.Parameter, side: Side) -> str:
         """What errors call a factor."""
@@ -111,7 +147,10 @@ class MatrixwiseOptimizer(ModelOptimizer):
 
     def _check_directions(self, directions: Mapping[nn.Parameter, Tensor]) -> None:
         if directions and not all_finite(list(directions.values())):
-            raise DivergenceError("the preconditioned gradient is not finite; the parameters are unchanged")
+            raise DivergenceError(
+                "the preconditioned gradient is not finite for this update's batch; the parameters are unchanged"
+            )
+        self._commit()
 
     def _move(self, directions: Mapping[nn.Parameter, Tensor]) -> None:
         """θ ← (1 − lr·weight_decay)·θ − lr·direction."""

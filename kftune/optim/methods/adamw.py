@@ -28,6 +28,8 @@ class AdamW(ModelOptimizer):
         ValueError: an invalid hyperparameter.
     """
 
+    averages_squares = True
+
     def __init__(
         self,
         model: nn.Module,

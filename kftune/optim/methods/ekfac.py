@@ -161,6 +161,16 @@ class EKFAC(KroneckerOptimizer):
                     self._second_moments[name] = padded_zeros(*S.shape, like=S)
                 add_second_moments(self._second_moments[name], rows[name], self._basis(name))
 
+    def _close_statistics(self) -> None:
+        super()._close_statistics()
+        if self._scalings_due() and not self._kept:
+            self._close_second_moments()
+
+    def _close_second_moments(self) -> None:
+        if self._second_moments:
+            torch._foreach_div_(list(self._second_moments.values()), float(self._statistics.n_examples))
+        self._suspect("second moments", self._mean_over_processes(self._second_moments))
+
     # What is done with it.
 
     def _renew(self) -> None:
@@ -185,14 +195,13 @@ class EKFAC(KroneckerOptimizer):
 
     def _average_scalings(self) -> None:
         """S ← decay·S + (1 − decay)·S_batch"""
-        for rows in self._kept:
-            self._add_second_moments(rows)
+        if self._kept:  # rows that had to wait for this update's basis
+            for rows in self._kept:
+                self._add_second_moments(rows)
+            self._close_second_moments()
         moments, self._second_moments, self._kept = self._second_moments, {}, []
         self._check_gathered()
         self._n_scalings += 1
-        if moments:
-            torch._foreach_div_(list(moments.values()), float(self._statistics.n_examples))
-        self._mean_over_processes(moments)
         self._average("scalings", moments, decay_of(self._n_scalings, self._factor_decay))
 
     # How the gradient is preconditioned.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -130,6 +130,7 @@ class ThesisKFAC(LayerwiseOptimizer):
         with self.phases.phase("preconditioning"):
             steps = self._steps(factors)
             self._check_directions(steps.values())
+        self._commit()
         with self.phases.phase("update"):
             for group in self.param_groups:
                 parameters = [p for p in group["params"] if p in steps]
@@ -171,6 +172,13 @@ class ThesisKFAC(LayerwiseOptimizer):
         else:
             factors = ridged_cholesky(names, matrices, self._ridge)
         return {name: (factors[2 * i], factors[2 * i + 1]) for i, (name, _) in enumerate(seen)}
+
+    def _extra_state(self) -> dict[str, Any]:
+        return super()._extra_state() | {"noise_seed": self._noise_seed}
+
+    def _load_extra_state(self, extra: dict[str, Any]) -> None:
+        super()._load_extra_state(extra)
+        self._noise_seed = extra.get("noise_seed", self._noise_seed)  # states of before do not tell
 
     def _steps(self, factors: dict[str, tuple[Tensor, Tensor]]) -> dict[nn.Parameter, Tensor]:
         """μ(G⁻¹μ(∇W)A⁻¹), or μ(gradient), of every parameter that has a gradient."""

@@ -130,6 +130,7 @@ class BlockTridiagonalKFAC(KroneckerOptimizer):
     def _reset_crosses(self) -> None:
         self._input_crosses: dict[str, Tensor] = {}
         self._gradient_crosses: dict[str, Tensor] = {}
+        self._crosses: dict[str, dict[str, Tensor]] = {}
         self._n_crossed = 0
 
     def _forward_backward(self, closure: Closure) -> tuple[Tensor, int]:
@@ -202,13 +203,20 @@ class BlockTridiagonalKFAC(KroneckerOptimizer):
             raise RuntimeError(_no_chain(missed[0], why))
         super()._check_gathered()
 
+    def _close_statistics(self) -> None:
+        super()._close_statistics()
+        n = self._statistics.n_examples
+        for key, sums in (("input_cross", self._input_crosses), ("gradient_cross", self._gradient_crosses)):
+            self._crosses[key] = self._mean_over_processes({name: total / n for name, total in sums.items()})
+            self._suspect(f"{key.partition('_')[0]} cross-moment with the next layer", self._crosses[key])
+
     # The update.
 
     def _average_statistics(self, decay: float) -> None:
         super()._average_statistics(decay)
-        n = self._statistics.n_examples
-        for key, sums in (("input_cross", self._input_crosses), ("gradient_cross", self._gradient_crosses)):
-            self._average(key, self._mean_over_processes({name: total / n for name, total in sums.items()}), decay)
+        for key, crosses in self._crosses.items():
+            self._average(key, crosses, decay)
+        self._crosses = {}
 
     def _invert(self) -> None:
         chain, dampings = self._chain or [], self._dampings()

@@ -70,6 +70,8 @@ class Muon(ModelOptimizer):
         ValueError: an invalid hyperparameter.
     """
 
+    averages_squares = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -125,24 +127,29 @@ class Muon(ModelOptimizer):
 
     def _update(self) -> None:
         with self.phases.phase("update"):
-            directions = self._directions()
+            directions, averages = self._directions()
             if directions and not all_finite(list(directions.values())):
-                raise DivergenceError("an orthogonalised momentum is not finite; the parameters are unchanged")
+                raise DivergenceError(
+                    "an orthogonalised momentum is not finite for this update's batch; the parameters are unchanged"
+                )
+            self._commit()
+            for p, average in averages.items():
+                self.state[p]["momentum_buffer"] = average
             for group in self.param_groups:
                 self._move_matrices(group, directions)
                 self._move_others(group)
 
-    def _directions(self) -> dict[nn.Parameter, Tensor]:
-        """Matrix → NS of its momentum, flattened."""
+    def _directions(self) -> tuple[dict[nn.Parameter, Tensor], dict[nn.Parameter, Tensor]]:
+        """(matrix → NS of its momentum, flattened; matrix → its new averaged gradient)"""
         directions: dict[nn.Parameter, Tensor] = {}
+        averages: dict[nn.Parameter, Tensor] = {}
         for group in self.param_groups:
             for p in group["params"]:
                 if p not in self._matrices or p.grad is None:
                     continue
-                gradient, state, momentum = p.grad.flatten(1), self.state[p], group["momentum"]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(gradient)
-                average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+                gradient, old, momentum = p.grad.flatten(1), self.state[p].get("momentum_buffer"), group["momentum"]
+                average = torch.lerp(torch.zeros_like(gradient) if old is None else old, gradient, 1 - momentum)
+                averages[p] = average
                 directions[p] = orthogonalize(
                     gradient.lerp(average, momentum) if group["nesterov"] else average,
                     coefficients=self._coefficients,
@@ -150,7 +157,7 @@ class Muon(ModelOptimizer):
                     eps=self._eps,
                     dtype=self._dtype_for(p),
                 )
-        return directions
+        return directions, averages
 
     def _dtype_for(self, parameter: nn.Parameter) -> torch.dtype:
         if self._ns_dtype == "bfloat16" or (self._ns_dtype == "auto" and parameter.is_cuda):

@@ -119,6 +119,9 @@ class SKFAC(KroneckerOptimizer):
         super()._begin()
         self._renewed: set[str] = set()
 
+    def _close_statistics(self) -> None:
+        """Rows are checked as they are used, in :meth:`_invert`."""
+
     def _average_statistics(self, decay: float) -> None:
         """There is nothing to average: :meth:`_invert` takes the batch's rows."""
         self._check_gathered()

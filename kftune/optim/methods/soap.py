@@ -84,18 +84,24 @@ class SOAP(MatrixwiseOptimizer):
         matrices, others = self._matrices(), self._others()
         seen = {p: G for p, G in matrices.items() if self.state[p]["n_updates"] > 0}
         started = [p for p in others if self.state[p]]
-        with self.phases.phase("preconditioning"):
-            directions = self._directions(seen)
-            self._check_directions(directions)
         with self.phases.phase("statistics"):
             self._average_factors(matrices)
         new = [p for p in matrices if p not in seen]
         # n_updates counts the first gradient as well, which makes no update.
         due = [p for p in seen if (self.state[p]["n_updates"] - 1) % self._inverses_every == 0]
+        first: list[Tensor] = []
+        refreshed: list[tuple[Tensor, Tensor]] = []
+        # They are for the updates after, but can fail: that must be known before Adam's averages change.
         if new or due:
             with self.phases.phase("inversion"):
-                self._first_bases(new)
-                self._refresh_bases(due)
+                first, refreshed = self._first_bases(new), self._refreshed_bases(due)
+        with self.phases.phase("preconditioning"):
+            directions = self._directions(seen)
+            self._check_directions(directions)
+        if new or due:
+            with self.phases.phase("inversion"):
+                self._take_first_bases(new, first)
+                self._change_bases(due, refreshed)
         with self.phases.phase("update"):
             self._move(directions)
             self._adamw(started)
@@ -136,20 +142,27 @@ class SOAP(MatrixwiseOptimizer):
         keys = [(p, side) for p in parameters for side in self._sides[p]]
         return keys, [self.state[p][f"{side}_covariance"] for p, side in keys]
 
-    def _first_bases(self, new: list[nn.Parameter]) -> None:
+    def _first_bases(self, new: list[nn.Parameter]) -> list[Tensor]:
         keys, factors = self._factors(new)
-        bases = eigenbases([self._label(p, side) for p, side in keys], factors)
+        return eigenbases([self._label(p, side) for p, side in keys], factors)
+
+    def _take_first_bases(self, new: list[nn.Parameter], bases: list[Tensor]) -> None:
+        keys, _ = self._factors(new)
         for (p, side), basis in zip(keys, bases, strict=True):
             self.state[p][f"{side}_basis"] = basis
 
-    def _refresh_bases(self, due: list[nn.Parameter]) -> None:
+    def _refreshed_bases(self, due: list[nn.Parameter]) -> list[tuple[Tensor, Tensor]]:
+        """(basis, order) of every side."""
         keys, factors = self._factors(due)
         if not keys:
-            return
+            return []
         old = [self.state[p][f"{side}_basis"] for p, side in keys]
-        found = iterated_bases([self._label(p, side) for p, side in keys], factors, old)
+        return iterated_bases([self._label(p, side) for p, side in keys], factors, old)
+
+    def _change_bases(self, due: list[nn.Parameter], refreshed: list[tuple[Tensor, Tensor]]) -> None:
+        keys, _ = self._factors(due)
         averages = {p: self._rotate_back(p, self.state[p]["exp_avg"]) for p in due}
-        for (p, side), (basis, order) in zip(keys, found, strict=True):
+        for (p, side), (basis, order) in zip(keys, refreshed, strict=True):
             state = self.state[p]
             state[f"{side}_basis"] = basis
             state["exp_avg_sq"] = state["exp_avg_sq"].index_select(0 if side == "left" else 1, order)

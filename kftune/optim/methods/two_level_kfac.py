@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kftune.optim.checks import check_choice, check_range
 from kftune.optim.costs.layerwise import kfac_floor
 from kftune.optim.curvature.gathering import Use
+from kftune.optim.curvature.layers import fold
 from kftune.optim.curvature.likelihoods import Fisher, Likelihood
 from kftune.optim.curvature.statistics import WeightSharing
 from kftune.optim.curvature.thin import flat
@@ -67,7 +68,8 @@ class TwoLevelKFAC(KFAC):
         inverses_every: updates between two inversions, of both levels; a multiple of ``statistics_every``.
         warmup_updates: both periods grow with the number k of updates done, as 1 + k // ``warmup_updates``, until they
             are what the arguments say. 0 for no warm-up.
-        kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
+        kl_clip: κ of ν = min(1, √(κ/(η²Σ|⟨P, V⟩|))), the paper's equation 10, the learning rate inside; None for no
+            clip.
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
@@ -81,6 +83,7 @@ class TwoLevelKFAC(KFAC):
     """
 
     needs_rows = True
+    absolute_products = True
 
     def __init__(
         self,
@@ -133,6 +136,7 @@ class TwoLevelKFAC(KFAC):
         self._gradient_moments: Moments | None = None
         self._coarse_inverse: Tensor | None = None
         self._sums = CoarseSums(list(self._layers))
+        self._moments: tuple[Moments, Moments] | None = None  # of this update
 
     # Gathering.
 
@@ -159,19 +163,27 @@ class TwoLevelKFAC(KFAC):
                 own_tensor = layer.examples_first(tensor.detach(), n_examples)
                 sums, positions = (input_sums if side == "input" else output_sums)(layer, own_tensor), use.positions
                 if self._weight_sharing == "reduce":
+                    sums = fold(sums[..., None], n_examples, layer.name)[..., 0]
                     sums = (torch.mean if side == "input" else torch.sum)(sums, dim=1, keepdim=True)
                     positions = ()
                 own = by_example(layer.name, sums, positions, n_examples)
                 parts.setdefault(layer.name, []).append(own)
         return {name: join(own) for name, own in parts.items()}
 
+    def _close_statistics(self) -> None:
+        super()._close_statistics()
+        self._moments = self._sums.moments()
+        if self._moments is not None:
+            own = {side: moments.values for side, moments in zip(("input", "gradient"), self._moments, strict=True)}
+            for side, values in self._mean_over_processes(own).items():
+                self._suspects[f"the coarse matrix of {side} sums"] = values.sum().view(1)
+
     # The update.
 
     def _average_statistics(self, decay: float) -> None:
         super()._average_statistics(decay)
-        moments = self._sums.moments()
+        moments, self._moments = self._moments, None
         if moments is not None:
-            self._mean_over_processes({"inputs": moments[0].values, "gradients": moments[1].values})
             self._input_moments = average(self._input_moments, moments[0], decay)
             self._gradient_moments = average(self._gradient_moments, moments[1], decay)
 

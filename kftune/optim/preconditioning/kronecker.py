@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,9 @@ class KroneckerOptimizer(MomentumOptimizer):
     Raises:
         ValueError: an invalid hyperparameter.
     """
+
+    absolute_products: ClassVar[bool] = False
+    """Whether the KL clip adds up |⟨P, V⟩| of the layers."""
 
     def __init__(
         self,
@@ -189,11 +192,19 @@ class KroneckerOptimizer(MomentumOptimizer):
                 for name, found in preconditioned.items()
             ]
             lrs = [groups[self._layers[name].weight]["lr"] for name in preconditioned]
-            scale = kl_clip_factor(products, lrs, self._kl_clip)
+            scale = kl_clip_factor(products, lrs, self._kl_clip, absolute=self.absolute_products)
             torch._foreach_mul_([found.P for found in preconditioned.values()], scale)
             self._record("kl_clip_active", (scale < 1).to(scale.dtype))
             self._record("kl_clip_scale", scale)
         return gradients | self._split({name: found.P for name, found in preconditioned.items()})
+
+    def coverage(self) -> dict[str, str]:
+        """As every layer-wise method's; with a KL clip, parameters of the fallback are said to be outside it."""
+        said = super().coverage()
+        if self._kl_clip is None:
+            return said
+        outside = f"{self._fallback}, outside the KL clip"
+        return {name: outside if rule == self._fallback else rule for name, rule in said.items()}
 
     def _extra_state(self) -> dict[str, Any]:
         return super()._extra_state() | {

@@ -21,6 +21,7 @@ from kftune.optim.curvature.thin import gradient
 from kftune.optim.distributed import mean_over_processes, process_group_of, rank_of
 from kftune.optim.interface import Closure, ModelOptimizer
 from kftune.optim.linalg.finite import all_finite
+from kftune.optim.updates.averages import lerped
 
 
 class LayerwiseOptimizer(ModelOptimizer):
@@ -84,6 +85,8 @@ class LayerwiseOptimizer(ModelOptimizer):
         self._layer_state: dict[str, dict[str, Tensor]] = {name: {} for name in self._layers}
         self._weight_sharing = weight_sharing
         self._statistics = self._new_statistics()
+        self._covariances: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+        self._suspects: dict[str, Tensor] = {}
         self._gradient_rows: dict[str, Rows] = {}
         self._warned = False
         self._fisher = fisher
@@ -130,6 +133,7 @@ class LayerwiseOptimizer(ModelOptimizer):
     def _begin(self) -> None:
         super()._begin()
         self._statistics = self._new_statistics()
+        self._covariances, self._suspects = ({}, {}), {}
         self._gradient_rows = {}
 
     def _forward_backward(self, closure: Closure) -> tuple[Tensor, int]:
@@ -199,23 +203,57 @@ class LayerwiseOptimizer(ModelOptimizer):
         return tensors
 
     def _batch_covariances(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(layer → A, layer → G) of this update.
+        """(layer → A, layer → G) of this update, which were checked. Consumes them."""
+        covariances, self._covariances = self._covariances, ({}, {})
+        return covariances
+
+    def _batch_statistics(self) -> list[Tensor]:
+        self._suspects = {}
+        if self._statistics_due():
+            with self.phases.phase("statistics"):
+                self._close_statistics()
+        return _one_for_each_device(self._suspects.values())
+
+    def _check_batch(self, loss: Tensor) -> None:
+        super()._check_batch(loss)
+        self._suspects = {}
+
+    def _bad_statistic(self) -> str | None:
+        return next((name for name, own in self._suspects.items() if not all_finite([own])), None)
+
+    def _close_statistics(self) -> None:
+        """Finish what was gathered for this update, and give what enters averages to :meth:`_suspect`.
 
         Raises:
             RuntimeError: no layer was seen.
         """
+        if not self._covariances_due():
+            return
         inputs = self._mean_over_processes(self._statistics.input_covariances())
         gradients = self._mean_over_processes(self._statistics.gradient_covariances())
         self._check_gathered()
-        return inputs, gradients
+        self._covariances = inputs, gradients
+        for side, found in (("input", inputs), ("gradient", gradients)):
+            for name, covariance in found.items():
+                self._suspects[f"the {side} covariance of layer {name!r}"] = covariance.diagonal()
+
+    def _suspect(self, what: str, tensors: Mapping[str, Tensor]) -> None:
+        """Have the next check look at tensors by layer.
+
+        That is the one of the whole batch, or, for what is made afterwards, the one of the directions.
+        """
+        for name, tensor in tensors.items():
+            self._suspects[f"the {what} of layer {name!r}"] = tensor.sum().view(1)  # not finite if an entry is not
 
     def _average(self, key: str, news: dict[str, Tensor], decay: float) -> None:
-        """state[key] ← decay·state[key] + (1 − decay)·new, layer by layer; a layer's first value is taken as it is."""
-        averaged = [(self._layer_state[name][key], new) for name, new in news.items() if key in self._layer_state[name]]
-        if averaged:
-            torch._foreach_lerp_([old for old, _ in averaged], [new for _, new in averaged], 1 - decay)
-        for name, new in news.items():
-            self._layer_state[name].setdefault(key, new)
+        """state[key] ← decay·state[key] + (1 − decay)·new, layer by layer; a layer's first value is taken as it is.
+
+        The old tensors stay as they are, in case the update is refused; the new ones are used up.
+        """
+        known = [name for name in news if key in self._layer_state[name]]
+        averages = lerped([self._layer_state[name][key] for name in known], [news[name] for name in known], 1 - decay)
+        for name, average in (news | dict(zip(known, averages, strict=True))).items():
+            self._layer_state[name][key] = average
 
     def _groups(self) -> dict[nn.Parameter, dict[str, Any]]:
         """Parameter → its group."""
@@ -237,9 +275,16 @@ class LayerwiseOptimizer(ModelOptimizer):
         return super()._gradient_tensors() + [rows.gradients for rows in self._gradient_rows.values()]
 
     def _check_directions(self, directions: Iterable[Tensor]) -> None:
-        found = list(directions)
+        """Refuse directions, and what was suspected since the batch's check, where they are not finite.
+
+        Raises:
+            DivergenceError: it says what is not finite.
+        """
+        found = [*directions, *_one_for_each_device(self._suspects.values())]
         if found and not all_finite(found):
-            raise DivergenceError("the preconditioned gradient is not finite; the parameters are unchanged")
+            what = self._bad_statistic() or "the preconditioned gradient (or what a KL clip makes of it)"
+            raise DivergenceError(f"{what} is not finite for this update's batch; the parameters are unchanged")
+        self._suspects = {}
 
     def coverage(self) -> dict[str, str]:
         """Parameter name → the layer-wise rule, the first-order fallback, or ``"frozen"``."""
@@ -269,4 +314,16 @@ class LayerwiseOptimizer(ModelOptimizer):
             name: {key: value.to(self._layers[name].weight.device) for key, value in state.items()}
             for name, state in extra["layers"].items()
         }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """As every optimizer's; gradients and whatever else belonged to an update are forgotten."""
+        super().load_state_dict(state_dict)
         self._begin()
+
+
+def _one_for_each_device(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The entries of vectors, joined: one norm takes less than many."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors:
+        by_device.setdefault(tensor.device, []).append(tensor)
+    return [torch.cat(own) for own in by_device.values()]

@@ -102,6 +102,7 @@ class MomentumOptimizer(LayerwiseOptimizer):
         with self.phases.phase("preconditioning"):
             directions = self._directions()
             self._check_directions(directions.values())
+        self._commit()
         with self.phases.phase("update"):
             momentum_step(self, directions)
         self._n_updates += 1

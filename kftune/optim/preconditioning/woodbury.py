@@ -20,6 +20,8 @@ from kftune.errors import CurvatureError
 from kftune.optim.curvature.example_gradients import ExampleGradients
 from kftune.optim.linalg.decompositions import damped_choleskys
 
+_LOST = 1e-2  # largest relative residual that rounding may leave
+
 Blocks = Mapping[str, tuple[ExampleGradients, Tensor]]
 """Layer → (gradients of the Fisher's examples, λ as a scalar on the device); the layers that share one system."""
 
@@ -32,12 +34,13 @@ def factorize(names: Sequence[str], systems: Sequence[Blocks]) -> list[Tensor]:
         systems: see :data:`Blocks`.
 
     Returns:
-        Factors in the gradients' precision; in float64, from inner products in float64, where it does not suffice.
+        Factors in the gradients' precision; in float64, from inner products in float64, where it does not suffice: for
+        a factor, or for the solution, whose residual relative to the right side is eps·‖JᵀΛ⁻¹J‖ at most.
 
     Raises:
         CurvatureError: if float64 does not suffice either, or a gradient is not finite.
     """
-    grams = [_gram(system) for system in systems]
+    grams = [_marked(_gram(system)) for system in systems]
     try:
         return _choleskys(names, grams)
     except CurvatureError:
@@ -54,6 +57,15 @@ def _gram(system: Blocks) -> Tensor:
     for part in parts[1:]:
         total += part
     return total
+
+
+def _marked(gram: Tensor) -> Tensor:
+    """The matrix, made unusable where it would leave too large a residual in its own precision."""
+    if gram.dtype != torch.float64:  # the factorisation tells the host of it: no synchronisation of its own
+        diagonal = gram.diagonal()
+        lost = diagonal.sum() * torch.finfo(gram.dtype).eps > _LOST
+        diagonal += torch.where(lost, torch.full_like(diagonal, torch.nan), torch.zeros_like(diagonal))
+    return gram
 
 
 def _choleskys(names: Sequence[str], grams: Sequence[Tensor]) -> list[Tensor]:
@@ -73,12 +85,15 @@ def solve(system: Blocks, factor: Tensor, gradients: Mapping[str, Tensor]) -> di
     """
     if not gradients:
         return {}
-    total = torch.stack([_scaled_products(*system[name], U) for name, U in gradients.items()]).sum(dim=0)
-    c = torch.cholesky_solve(total.to(factor.dtype)[:, None], factor)[:, 0].to(total.dtype)
+    precise = {name: (system[name][0].to(factor.dtype), system[name][1].to(factor.dtype)) for name in gradients}
+    right = {name: U.to(factor.dtype) for name, U in gradients.items()}
+    total = torch.stack([_scaled_products(*precise[name], U) for name, U in right.items()]).sum(dim=0)
+    c = torch.cholesky_solve(total[:, None], factor)[:, 0]
     found: dict[str, Tensor] = {}
-    for name, U in gradients.items():
-        examples, damping = system[name]
-        found[name] = (U - examples.combination(c / examples.n_examples**0.5)).div_(damping)
+    for name, U in right.items():
+        examples, damping = precise[name]
+        P = (U - examples.combination(c / examples.n_examples**0.5)).div_(damping)
+        found[name] = P.to(gradients[name].dtype)
     return found
 
 

@@ -33,6 +33,14 @@ def debiased_decay_of(k: int, factor_decay: float) -> float:
     return factor_decay * (1 - factor_decay ** (k - 1)) / (1 - factor_decay**k)
 
 
+def lerped(olds: list[Tensor], news: list[Tensor], weight: float) -> list[Tensor]:
+    """old + weight·(new − old), pair by pair. The olds stay as they are; the news are used up."""
+    if any(old.device.type != "cpu" for old in olds):
+        return list(torch._foreach_lerp(olds, news, weight))
+    # Into memory that is there: on a CPU a large new tensor takes longer to get than to fill.
+    return [torch.lerp(old, new, weight, out=new) for old, new in zip(olds, news, strict=True)]
+
+
 def average_iterates(state: State, parameters: Iterable[nn.Parameter], d: float) -> None:
     """θ̄ ← dθ̄ + (1 − d)θ in ``state[parameter]``; the first θ is taken as it is."""
     known: list[Tensor] = list(parameters)

@@ -44,3 +44,31 @@ def test_a_changed_damping_counts_as_a_whole(entry):
     whole = [step_taken(entry, [damping] * 3) for damping in (old, new)]
     errors = [((changed - step).norm() / step.norm()).item() for step in whole]
     assert min(errors) < 1e-8, errors
+
+
+def grouped(entry, **second):
+    """An optimizer whose second layer has a group of its own."""
+    model = network()
+    optimizer = build(entry, model)
+    (group,) = optimizer.param_groups
+    own = {k: v for k, v in group.items() if k not in ("params", "param_names")}
+    params, names = group["params"], group["param_names"]
+    group["params"], group["param_names"] = params[:2], names[:2]
+    optimizer.param_groups.append(own | {"params": params[2:], "param_names": names[2:]} | second)
+    return model, optimizer
+
+
+@pytest.mark.parametrize("entry", list(OPTIMIZERS), ids=lambda entry: entry.name)
+def test_groups_have_learning_rates_of_their_own_or_are_refused(entry):
+    model, optimizer = grouped(entry, lr=0.0)
+    before = parameters(model)
+    if "alpha" in entry.readings:
+        with pytest.raises(ValueError, match=r"rescale takes one parameter group.*got 2 groups"):
+            train(optimizer, model, 1)
+        with pytest.raises(ValueError, match=r"rescale takes one parameter group.*got 2 groups"):
+            build(entry, network()).add_param_group({"params": [torch.nn.Parameter(torch.zeros(2))]})
+        assert all(torch.equal(a, b) for a, b in zip(parameters(model), before, strict=True))
+        return
+    train(optimizer, model, 3)
+    stayed = [torch.equal(a, b) for a, b in zip(parameters(model), before, strict=True)]
+    assert stayed == [False, False, True, True]

@@ -208,13 +208,13 @@ def test_what_has_no_curvature_rule_goes_by_sgd_and_says_so():
     model = WithOthers()
     optimizer = KFAC(model, lr=0.3, momentum=0.0, likelihood="gaussian", fisher="exact", kl_clip=1e-6)
     assert optimizer.coverage() == {
-        "scale": "SGD",
-        "embedding.weight": "SGD",
-        "norm.weight": "SGD",
-        "norm.bias": "SGD",
+        "scale": "SGD, outside the KL clip",
+        "embedding.weight": "SGD, outside the KL clip",
+        "norm.weight": "SGD, outside the KL clip",
+        "norm.bias": "SGD, outside the KL clip",
         "inner.weight": "Kronecker-factored",
         "inner.bias": "Kronecker-factored",
-        "tied.weight": "SGD",
+        "tied.weight": "SGD, outside the KL clip",
         "frozen.weight": "frozen",
         "frozen.bias": "frozen",
         "half_frozen.weight": "Kronecker-factored",
@@ -227,7 +227,7 @@ def test_what_has_no_curvature_rule_goes_by_sgd_and_says_so():
         change = before[name] - p.detach()
         if optimizer.coverage()[name] == "frozen":
             assert not change.any()
-        elif optimizer.coverage()[name] == "SGD":
+        elif optimizer.coverage()[name] == "SGD, outside the KL clip":
             torch.testing.assert_close(change, 0.3 * p.grad)
         else:
             assert not torch.allclose(change, 0.3 * p.grad)

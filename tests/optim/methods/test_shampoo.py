@@ -7,7 +7,8 @@ import torch
 from scipy.linalg import fractional_matrix_power
 from torch import nn
 
-from kftune.errors import CurvatureError
+from kftune.errors import CurvatureError, DivergenceError
+from kftune.optim.matrixwise.roots import inverse_roots
 from kftune.optim.methods.adamw import AdamW
 from kftune.optim.methods.sgd import SGD
 from kftune.optim.methods.shampoo import Shampoo
@@ -222,5 +223,11 @@ def test_an_overflown_factor_is_an_error_that_names_it():
         output = model(x)
         return 1e25 * nn.functional.mse_loss(output, y), output
 
-    with pytest.raises(CurvatureError, match=r"left factor of parameter '0.weight' \(3 × 3"):
+    with pytest.raises(DivergenceError, match=r"left factor of parameter '0\.weight' is not finite"):
         Shampoo(model, inverses_every=1).step(closure)
+
+
+def test_a_factor_without_roots_is_an_error_that_names_it():
+    factor = torch.full((3, 3), torch.inf)
+    with pytest.raises(CurvatureError, match=r"the left factor \(3 × 3"):
+        inverse_roots(["left factor"], [factor], damping=1e-6, exponents=[0.25])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kftune.errors import CurvatureError
+from kftune.errors import CurvatureError, DivergenceError
 from kftune.optim.matrixwise.roots import eigenbases, iterated_bases
 from kftune.optim.methods.adamw import AdamW
 from kftune.optim.methods.soap import SOAP
@@ -202,6 +202,12 @@ def test_an_overflown_factor_is_an_error_that_names_it():
     optimizer.step(closure)
     before = weights(model)
     scale = 1e25
-    with pytest.raises(CurvatureError, match=r"left factor of parameter '0\.weight' has no orthogonal basis"):
+    with pytest.raises(DivergenceError, match=r"left factor of parameter '0\.weight' is not finite"):
         optimizer.step(closure)
     assert torch.equal(weights(model), before)
+
+
+def test_a_factor_without_a_basis_is_an_error_that_names_it():
+    factor = torch.full((3, 3), 1e38)
+    with pytest.raises(CurvatureError, match="the left factor has no orthogonal basis"):
+        iterated_bases(["left factor"], [factor], [torch.full((3, 3), 1.0)])

@@ -166,7 +166,9 @@ class Adaptation:
         if float(curvature[0, 0]) > 0:
             raise RuntimeError(_NOT_THE_SAME)
         if not bool(torch.isfinite(curvature + products).all()):
-            raise DivergenceError("the quadratic model is not finite; the parameters are unchanged")
+            raise DivergenceError(
+                "the quadratic model is not finite for this update's batch; the parameters are unchanged"
+            )
         return QuadraticModel(
             curvature[1:, 1:],
             products[1:, 1:],

@@ -57,6 +57,16 @@ class AdaptiveOptimizer(KroneckerOptimizer):
             self._adaptation = Adaptation(model, likelihood, options, damping + weight_decay)
             self._fallback = "gradient, length by the quadratic model"
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; refused with ``rescale``.
+
+        Raises:
+            ValueError: with ``rescale`` there is one group.
+        """
+        if self.param_groups and self._adaptation is not None:
+            raise ValueError(_one_group(len(self.param_groups) + 1))
+        super().add_param_group(param_group)
+
     # What a subclass decides.
 
     @abstractmethod
@@ -86,6 +96,8 @@ class AdaptiveOptimizer(KroneckerOptimizer):
     # The closures of an update, which are run again.
 
     def _begin(self) -> None:
+        if self._adaptation is not None and len(self.param_groups) > 1:
+            raise ValueError(_one_group(len(self.param_groups)))
         super()._begin()
         if self._adaptation is not None:
             self._adaptation.replay.clear()
@@ -131,6 +143,7 @@ class AdaptiveOptimizer(KroneckerOptimizer):
         chosen = trials[step.trial]
         adaptation.gamma = chosen.gamma
         self._install(chosen.preconditioners)
+        self._commit()
         with self.phases.phase("update"):
             adaptation.take(step, self.state)
             if adaptation.damping_is_due(self._n_updates):
@@ -184,3 +197,10 @@ class AdaptiveOptimizer(KroneckerOptimizer):
         super()._load_extra_state(extra)
         if self._adaptation is not None:
             self._adaptation.load(extra["adaptation"])
+
+
+def _one_group(n: int) -> str:
+    return (
+        "rescale takes one parameter group, whose lr, damping and weight_decay are those of the quadratic model of all "
+        f"parameters, got {n} groups: use rescale='none' for several"
+    )

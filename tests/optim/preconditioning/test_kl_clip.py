@@ -1,0 +1,103 @@
+"""The KL clip never lets through what it cannot judge."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from kftune.errors import DivergenceError
+from kftune.optim import KFAC, OPTIMIZERS, NaturalGradient
+from kftune.optim.preconditioning.kl_clip import kl_clip_factor
+from tests.optim._contract import build, parameters
+from tests.optim._dense import DTYPE, make_batch, make_closure, make_net, relative_error
+
+WITH_CLIP = [entry for entry in OPTIMIZERS if entry.kl_clip]
+
+
+def factor(products, lrs, kl_clip=1e-3, **options):
+    return kl_clip_factor([torch.tensor(p, dtype=DTYPE) for p in products], lrs, kl_clip, **options).item()
+
+
+@pytest.mark.parametrize("bad", [[math.nan, 1.0], [math.inf, 1.0], [math.inf, -math.inf], [-2.0, 1.0], [-5.0, 0.0]])
+def test_what_cannot_be_judged_is_not_let_through(bad):
+    assert math.isnan(factor(bad, [1.0, 1.0]))
+
+
+def test_what_can_be_judged():
+    assert factor([3.0, 1.0], [1.0, 1.0]) == pytest.approx(math.sqrt(1e-3 / 4))
+    assert factor([3.0, -1.0], [1.0, 1.0]) == pytest.approx(math.sqrt(1e-3 / 2))
+    assert factor([0.0, 0.0], [1.0, 1.0]) == 1
+    assert factor([1e-9, -2e-9], [1.0, 1.0]) == 1  # small even without the signs
+
+
+def test_unequal_learning_rates_and_absolute_values():
+    """The sum with signs would be 0.01·1 − 25·0.1 < 0."""
+    assert factor([1.0, -0.1], [0.1, 5.0]) == pytest.approx(math.sqrt(1e-3 / (0.01 + 2.5)))
+    assert factor([3.0, -1.0], [1.0, 1.0], absolute=True) == pytest.approx(math.sqrt(1e-3 / 4))
+
+
+@pytest.mark.parametrize("entry", WITH_CLIP, ids=lambda entry: entry.name)
+def test_layers_with_learning_rates_of_their_own_are_clipped(entry):
+    """Σ η²|⟨P, V⟩| of what was moved, by autograd's V, is κ at most."""
+    kappa = 1e-4
+    for seed in range(6):
+        model = make_net(4, 5, 5, 3, seed=seed)
+        optimizer = build(entry, model, likelihood="gaussian", kl_clip=kappa, momentum=0.0, damping=1e-3)
+        group = optimizer.param_groups[0]
+        split = {k: v for k, v in group.items() if k not in ("params", "param_names")}
+        layers = [(2 * i, 2 * i + 2) for i in range(3)]
+        params, names = group["params"], group["param_names"]
+        optimizer.param_groups[:] = [
+            split | {"params": params[a:b], "param_names": names[a:b], "lr": lr}
+            for (a, b), lr in zip(layers, (0.1, 5.0, 0.1), strict=True)
+        ]
+        x, y = make_batch("gaussian", 8, 4, 3, seed=seed)
+        V = torch.autograd.grad(make_closure(model, x, y, "gaussian")()[0], list(model.parameters()))
+        before = parameters(model)
+        optimizer.step(make_closure(model, x, y, "gaussian"))
+        moved = [b - a for b, a in zip(before, parameters(model), strict=True)]
+        judged = 0.0
+        for (a, b), lr in zip(layers, (0.1, 5.0, 0.1), strict=True):
+            judged += lr * abs(sum(float((m * v).sum()) for m, v in zip(moved[a:b], V[a:b], strict=True)))
+        assert judged * optimizer.readings()["kl_clip_scale"] <= kappa * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("damping", [1e-4, 1e-5, 1e-6])
+def test_a_small_damping_costs_no_digits_in_single_precision(damping):
+    """The gradient lies in the span of the empirical Fisher's: V − Jc is all rounding in float32."""
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        model = make_net(6, 8, 3).to(dtype)
+        before = parameters(model)
+        optimizer = NaturalGradient(
+            model, lr=1e-3, damping=damping, fisher="empirical", momentum=0.0, kl_clip=None, likelihood="gaussian"
+        )
+        x, y = make_batch("gaussian", 8, 6, 3)
+        optimizer.step(make_closure(model, x.to(dtype), y.to(dtype), "gaussian"))
+        found.append(torch.cat([(a - b).double().flatten() for a, b in zip(parameters(model), before, strict=True)]))
+    # What float32 makes of the parameters and the examples' gradients stays: 1e-7·(condition of their products).
+    assert relative_error(*found) < 0.05
+
+
+def test_an_unjudged_update_is_refused():
+    model = make_net(4, 5, 3)
+    optimizer = KFAC(model, likelihood="gaussian")
+    before = parameters(model)
+    x, y = make_batch("gaussian", 8, 4, 3)
+
+    def overflowing():
+        loss, output = make_closure(model, x, y, "gaussian")()
+        return loss * 1e200, output
+
+    with pytest.raises(DivergenceError, match="KL clip"):
+        optimizer.step(overflowing)
+    assert all(torch.equal(a, b) for a, b in zip(parameters(model), before, strict=True))
+
+
+def test_coverage_says_what_is_outside_the_clip():
+    model = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3))
+    said = {clip: KFAC(model, kl_clip=clip, likelihood="gaussian").coverage()["1.weight"] for clip in (1e-3, None)}
+    assert said == {1e-3: "SGD, outside the KL clip", None: "SGD"}
