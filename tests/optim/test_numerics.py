@@ -21,7 +21,6 @@ from kftune.optim.linalg.finite import all_finite
 from kftune.optim.linalg.gram import add_gram, add_homogeneous_gram, symmetrize_
 from kftune.optim.linalg.products import padded_zeros, product
 from kftune.optim.preconditioning.damping import trace_ratio
-from kftune.optim.preconditioning.kl_clip import kl_clip_factor
 from kftune.optim.updates.averages import debiased_decay_of, decay_of
 from kftune.optim.updates.momentum import momentum_step
 

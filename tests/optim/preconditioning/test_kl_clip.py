@@ -21,7 +21,9 @@ def factor(products, lrs, kl_clip=1e-3, **options):
     return kl_clip_factor([torch.tensor(p, dtype=DTYPE) for p in products], lrs, kl_clip, **options).item()
 
 
-@pytest.mark.parametrize("bad", [[math.nan, 1.0], [math.inf, 1.0], [math.inf, -math.inf], [-2.0, 1.0], [-5.0, 0.0], [-2.0]])
+@pytest.mark.parametrize(
+    "bad", [[math.nan, 1.0], [math.inf, 1.0], [math.inf, -math.inf], [-2.0, 1.0], [-5.0, 0.0], [-2.0]]
+)
 def test_what_cannot_be_judged_is_not_let_through(bad):
     assert math.isnan(factor(bad, [1.0] * len(bad)))
 
