@@ -52,5 +52,5 @@ def thin(config: pytest.Config, items: list[pytest.Item]) -> None:
 
 
 def _options(item: pytest.Function) -> Case:
-    """Parameter → the place of its option among the test's."""
-    return dict(item.callspec.indices)
+    """Parameter → its option: cases of one option share the object."""
+    return {name: id(value) for name, value in item.callspec.params.items()}
