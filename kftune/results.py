@@ -13,8 +13,8 @@ from kftune.space import Value
 __all__ = [
     "BATCH_PARAMETERS",
     "LOOP_PARAMETERS",
-    "MOMENTUM_PARAMETERS",
     "PHASES",
+    "SCHEDULE_PARAMETERS",
     "Calibration",
     "CurvePoint",
     "Outcome",
@@ -26,10 +26,24 @@ PHASES = ("data", "forward_backward", "statistics", "inversion", "preconditionin
 """Parts of the training clock; they add up to ``train_seconds``."""
 
 BATCH_PARAMETERS = ("batch_size", "effective_batch_size", "accumulation", "full_batch_at")
-MOMENTUM_PARAMETERS = ("momentum_growth", "momentum_growth_rate")
-LOOP_PARAMETERS = (*BATCH_PARAMETERS, *MOMENTUM_PARAMETERS)
+SCHEDULE_PARAMETERS = (
+    "schedule",
+    "warmup",
+    "final_lr",
+    "decay_share",
+    "milestones",
+    "step_factor",
+    "schedule_by",
+    "damping_schedule",
+    "final_damping",
+    "weight_decay_schedule",
+    "final_weight_decay",
+    "momentum_growth",
+    "momentum_growth_rate",
+)
+LOOP_PARAMETERS = (*BATCH_PARAMETERS, *SCHEDULE_PARAMETERS)
 """Hyperparameters of the training loop, not of the optimizer; see :class:`kftune.training.data.batches.BatchSizes` and
-:class:`kftune.training.loop.schedules.GrowingMomentum`."""
+:class:`kftune.training.loop.schedules.Schedules`."""
 
 
 class Outcome(StrEnum):

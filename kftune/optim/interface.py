@@ -58,6 +58,9 @@ class ModelOptimizer(torch.optim.Optimizer):
 
     phases: PhaseTimer
 
+    adapts: tuple[str, ...] = ()
+    """Hyperparameters of the groups that the method itself changes from update to update."""
+
     averages_squares: ClassVar[bool] = False
     """Whether squares of gradients enter averages: a gradient whose squares overflow is then refused."""
 

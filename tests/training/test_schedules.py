@@ -8,7 +8,7 @@ import torch
 from kftune.optim import OPTIMIZERS
 from kftune.results import Outcome, RunSpec
 from kftune.training.data.batches import BatchSizes
-from kftune.training.loop.schedules import growing_momentum, momentum_after
+from kftune.training.loop.schedules import Schedules, momentum_after
 from kftune.training.loop.trainer import Training, train
 
 
@@ -60,15 +60,15 @@ def test_every_optimizer_with_a_momentum_can_have_a_growing_one(name: str) -> No
 def test_what_makes_no_sense_is_refused() -> None:
     model = torch.nn.Linear(2, 2)
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
-    assert growing_momentum(sgd, {}) is None
+    assert not Schedules(sgd, {})
     with pytest.raises(ValueError, match="momentum_growth must be one of constant, linear"):
-        growing_momentum(sgd, {"momentum_growth": "cubic"})
+        Schedules(sgd, {"momentum_growth": "cubic"})
     with pytest.raises(ValueError, match="momentum_growth_rate must be in"):
-        growing_momentum(sgd, {"momentum_growth": "linear", "momentum_growth_rate": -1.0})
+        Schedules(sgd, {"momentum_growth": "linear", "momentum_growth_rate": -1.0})
     with pytest.raises(ValueError, match="momentum_growth_rate needs momentum_growth"):
-        growing_momentum(sgd, {"momentum_growth_rate": 1.0})
+        Schedules(sgd, {"momentum_growth_rate": 1.0})
     with pytest.raises(ValueError, match="AdamW has none"):
-        growing_momentum(torch.optim.AdamW(model.parameters()), {"momentum_growth": "linear"})
+        Schedules(torch.optim.AdamW(model.parameters()), {"momentum_growth": "linear"})
 
 
 def test_accumulation_is_a_multiple_of_the_batch_size() -> None:

@@ -95,8 +95,16 @@ def _devices(value: Any) -> Any:
 
 
 def _values(value: Any) -> Any:
-    """One value; or several, for an argument that is a tuple (only targets have these)."""
+    """One value; several, for an argument that is a tuple; or a target with its arguments, for a schedule."""
+    if isinstance(value, Mapping) and set(value) <= {"target", "args"}:
+        return {"target": _target(value.get("target")), "args": _arguments(value.get("args"))}
     return tuple(_scalar(item) for item in value) if isinstance(value, list | tuple) and value else _scalar(value)
+
+
+def _arguments(value: Any) -> Any:
+    if value is not None and (not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value)):
+        raise ValueError(f"args must be a mapping of names to values, got {show(value)}")
+    return dict(value or {})
 
 
 def _target(value: Any) -> Any:

@@ -120,7 +120,7 @@ class DimensionConfig(Strict):
     high: Number | None = None
     log: bool | None = None
     integer: bool | None = Field(default=None, alias="int")
-    choices: tuple[Scalar, ...] | None = Field(default=None, min_length=1)
+    choices: tuple[Values, ...] | None = Field(default=None, min_length=1)
     relative_to: str | None = None
     complement: bool | None = None
     when: dict[str, tuple[Scalar, ...]] | None = None

@@ -132,6 +132,7 @@ def _plans_and_flaws(config: StudyConfig) -> tuple[tuple[StudyPlan, ...], Flaws]
                 problem=entry,
                 location=("optimizers", j),
                 flaws=flaws,
+                total_updates=config.budget.updates,
             ),
             shared=shared,
         )

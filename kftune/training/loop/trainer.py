@@ -21,14 +21,15 @@ from kftune._targets import importable_from
 from kftune.errors import CurvatureError, DivergenceError
 from kftune.optim import OPTIMIZERS, ModelOptimizer
 from kftune.problems import Problem, Split, problem_loader
-from kftune.results import BATCH_PARAMETERS, MOMENTUM_PARAMETERS, CurvePoint, Outcome, RunResult, RunSpec
+from kftune.results import BATCH_PARAMETERS, CurvePoint, Outcome, RunResult, RunSpec
 from kftune.training.coverage import parameters_by_treatment
 from kftune.training.data.batches import BatchSizes, ShuffledIndices
 from kftune.training.host import device_name, peak_memory_bytes, reset_peak_memory
 from kftune.training.loop.calibration import SpeedGauge
 from kftune.training.loop.clock import Clock
+from kftune.training.loop.hyperparameters import split_by_owner
 from kftune.training.loop.memory import is_out_of_memory, limited_memory, release_memory
-from kftune.training.loop.schedules import growing_momentum
+from kftune.training.loop.schedules import Progress, Schedules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,13 +127,12 @@ class Training:
             )
             torch.manual_seed(self._seeds["init"])
             self.model = self.problem.make_model().to(device=self.device, dtype=dtype)
-            params = dict(spec.params)
-            sizes = {name: _optional_int(params.pop(name, None)) for name in BATCH_PARAMETERS}
+            params, loop = split_by_owner(OPTIMIZERS.get(spec.optimizer), spec.params)
+            sizes = {name: _optional_int(loop.pop(name, None)) for name in BATCH_PARAMETERS}
             self.batch_sizes = BatchSizes(**sizes, micro_limit=spec.micro_batch, n_train=len(self.problem.train))
-            growth = {name: params.pop(name) for name in MOMENTUM_PARAMETERS if name in params}
             self.optimizer = self._build_optimizer(self.model, params)
             self._treatments = parameters_by_treatment(self.model, self.optimizer)
-            self.momentum = growing_momentum(self.optimizer, growth)
+            self.schedules = Schedules(self.optimizer, loop)
             self.indices = ShuffledIndices(len(self.problem.train), seed=self._seeds["order"], device=self.device)
             self._train_subset = _first(self.problem.train, spec.train_examples)
         self.evaluate()
@@ -179,7 +179,7 @@ class Training:
         while self._may_start(before, recent):
             self.clock.resume()
             try:
-                self._step()
+                self._step(before)
             finally:
                 now = self.clock.pause()
             recent.append(now - before)
@@ -230,10 +230,11 @@ class Training:
         n = self.spec.n_evaluations
         return deque([*(k / n for k in range(1, n)), math.inf])
 
-    def _step(self) -> None:
-        """One update, under the clock."""
-        if self.momentum is not None:
-            self.momentum.set(self.updates)
+    def _step(self, train_seconds: float = 0.0) -> None:
+        """One update, under the clock, which stood at ``train_seconds``."""
+        if self.schedules:
+            epochs = self.examples / len(self.problem.train)
+            self.schedules.set(Progress(share=self._progress(train_seconds), updates=self.updates, epochs=epochs))
         *others, last = self.batch_sizes.of_update(self.updates)
         for size in others:
             self.optimizer.accumulate(self._next_closure(size))

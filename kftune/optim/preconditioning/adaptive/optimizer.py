@@ -56,6 +56,7 @@ class AdaptiveOptimizer(KroneckerOptimizer):
         if options.rescale != "none":
             self._adaptation = Adaptation(model, likelihood, options, damping + weight_decay)
             self._fallback = "gradient, length by the quadratic model"
+            self.adapts = ("damping",) if options.adaptive_damping else ()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; refused with ``rescale``.
