@@ -6,12 +6,14 @@ every basis of their space, so that it depends on the matrix alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+_GAP = 100  # eigenvalues above a null space are at least so many times those in it
 _RESOLUTION = 16  # eigenvalues that differ by less, in units of eps·λ_max, count as equal; those of 0 come out within 4
 
 Span: TypeAlias = tuple[int, int]
@@ -38,6 +40,23 @@ def equal_spans(values: Tensor) -> list[Span]:
                 spans.append((start, end))
             start = end
     return spans
+
+
+def in_range(values: Sequence[float], dtype: torch.dtype) -> list[bool]:
+    """Which of some eigenvalues (or other measures of them) are not those of a null space.
+
+    A null space is what is zero up to rounding, with a gap above it. Where eigenvalues decay steadily into rounding,
+    nothing says where it would begin, and there is none.
+
+    Args:
+        values: on the host, none negative, in any order.
+        dtype: in which they were computed.
+    """
+    width = resolution(dtype) * max(values, default=0.0)
+    found = [value > width for value in values]
+    inside = [value for value, above in zip(values, found, strict=True) if not above]
+    least = min((value for value, above in zip(values, found, strict=True) if above), default=math.inf)
+    return found if inside and least >= _GAP * max(inside) else [True] * len(values)
 
 
 def share_(matrix: Tensor, rows: Sequence[Span], columns: Sequence[Span]) -> None:

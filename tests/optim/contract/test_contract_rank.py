@@ -40,8 +40,8 @@ def moves(entry, make, *, part=24, permuted=False):
     model, n = make()
     order = ORDER[n] if permuted else list(range(n))
     before = parameters(model)
-    # Singular factors that nothing damps amplify rounding: a ridge it must be.
-    wanted = {"inverses_every": 3, "warmup_updates": 0, "ridge": 1e-3}
+    # Rounding is amplified by singular factors that nothing damps, and divided by Adam's eps.
+    wanted = {"inverses_every": 3, "warmup_updates": 0, "ridge": 1e-3, "eps": 1e-4}
     options = {name: value for name, value in wanted.items() if name in inspect.signature(entry.cls).parameters}
     optimizer = build(entry, model, **entry.deterministic, **options)
     for step in range(7):
@@ -58,4 +58,4 @@ def moves(entry, make, *, part=24, permuted=False):
 def test_neither_the_split_nor_the_order_of_the_examples_counts(entry, make, how):
     expected = moves(entry, make)
     found = moves(entry, make, part=SPLITS[how], permuted=how == "permuted")
-    assert (found - expected).norm() < 1e-7 * expected.norm()  # rounding, amplified by small dampings
+    assert (found - expected).norm() < 1e-7 * expected.norm()
