@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -99,9 +100,17 @@ class MomentumOptimizer(LayerwiseOptimizer):
 
     def _move(self) -> None:
         """Change the parameters by this update's directions, and count it."""
+        self._take(self._checked_directions())
+
+    def _checked_directions(self) -> dict[nn.Parameter, Tensor]:
+        """d of this update, finite."""
         with self.phases.phase("preconditioning"):
             directions = self._directions()
             self._check_directions(directions.values())
+        return directions
+
+    def _take(self, directions: Mapping[nn.Parameter, Tensor]) -> None:
+        """Change the parameters by ``directions``, and count the update."""
         self._commit()
         with self.phases.phase("update"):
             momentum_step(self, directions)
