@@ -70,6 +70,8 @@ class EKFAC(KroneckerOptimizer):
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
+        decoupled_weight_decay: θ ← (1 − η·weight_decay)θ before the update instead, outside preconditioner, momentum
+            and clip.
         weight_sharing: positions of sequences and images in A and G, and so in the basis, as ``expand`` or ``reduce``;
             see :data:`kftune.optim.curvature.statistics.WeightSharing`. S is the same second moment with either.
         likelihood: the model's predictive distribution.
@@ -99,6 +101,7 @@ class EKFAC(KroneckerOptimizer):
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
         weight_sharing: WeightSharing = "expand",
         likelihood: Likelihood,
         seed: int = 0,
@@ -118,6 +121,7 @@ class EKFAC(KroneckerOptimizer):
             momentum=momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
             weight_sharing=weight_sharing,
             likelihood=likelihood,
             seed=seed,

@@ -69,6 +69,8 @@ class FOOF(MomentumOptimizer):
         momentum: μ, in [0, 1).
         nesterov: θ ← θ − lr·(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
+        decoupled_weight_decay: θ ← (1 − lr·weight_decay)θ before the update instead, outside preconditioner and
+            momentum.
         weight_sharing: positions of sequences and images, as ``expand`` or ``reduce``; see
             :data:`kftune.optim.curvature.statistics.WeightSharing`.
         likelihood: the model's predictive distribution; only used for G.
@@ -97,6 +99,7 @@ class FOOF(MomentumOptimizer):
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
         weight_sharing: WeightSharing = "expand",
         likelihood: Likelihood = "gaussian",
         seed: int = 0,
@@ -121,6 +124,7 @@ class FOOF(MomentumOptimizer):
             momentum=momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
             likelihood=likelihood,
             fisher=None if variant == "foof" else fisher,
             weight_sharing=weight_sharing,

@@ -69,6 +69,8 @@ class KFAC(AdaptiveOptimizer):
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
+        decoupled_weight_decay: θ ← (1 − η·weight_decay)θ before the update instead, outside preconditioner, momentum
+            and clip.
         weight_sharing: positions of sequences and images, as ``expand`` or ``reduce``; see
             :data:`kftune.optim.curvature.statistics.WeightSharing`.
         rescale: ``none``; ``alpha``, with μ = 0; or ``alpha_and_momentum``. These two take the place of ``kl_clip``,
@@ -108,6 +110,7 @@ class KFAC(AdaptiveOptimizer):
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
         weight_sharing: WeightSharing = "expand",
         rescale: Rescale = "none",
         adaptive_damping: bool = False,
@@ -128,7 +131,11 @@ class KFAC(AdaptiveOptimizer):
             adaptive_gamma=adaptive_gamma,
             gamma_every=gamma_every,
         )
-        options.check({"kl_clip": kl_clip, "momentum": momentum, "nesterov": nesterov}, damping_method)
+        options.check(
+            {"kl_clip": kl_clip, "momentum": momentum, "nesterov": nesterov},
+            damping_method,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
         super().__init__(
             model,
             lr=lr,
@@ -142,6 +149,7 @@ class KFAC(AdaptiveOptimizer):
             momentum=momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
             weight_sharing=weight_sharing,
             likelihood=likelihood,
             seed=seed,

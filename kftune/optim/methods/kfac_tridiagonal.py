@@ -51,6 +51,8 @@ class BlockTridiagonalKFAC(KroneckerOptimizer):
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
+        decoupled_weight_decay: θ ← (1 − η·weight_decay)θ before the update instead, outside preconditioner, momentum
+            and clip.
         likelihood: the model's predictive distribution.
         seed: of the drawn labels.
 
@@ -77,6 +79,7 @@ class BlockTridiagonalKFAC(KroneckerOptimizer):
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
         likelihood: Likelihood,
         seed: int = 0,
     ) -> None:
@@ -93,6 +96,7 @@ class BlockTridiagonalKFAC(KroneckerOptimizer):
             momentum=momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
             weight_sharing="expand",
             likelihood=likelihood,
             seed=seed,

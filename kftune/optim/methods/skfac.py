@@ -55,6 +55,8 @@ class SKFAC(KroneckerOptimizer):
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
+        decoupled_weight_decay: θ ← (1 − η·weight_decay)θ before the update instead, outside preconditioner, momentum
+            and clip.
         weight_sharing: positions of sequences and images: ``reduce`` has one row for an example (the paper reduces a
             convolution's positions too), ``expand`` one for every position; see
             :data:`kftune.optim.curvature.statistics.WeightSharing`.
@@ -81,6 +83,7 @@ class SKFAC(KroneckerOptimizer):
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
         weight_sharing: WeightSharing = "reduce",
         likelihood: Likelihood,
         seed: int = 0,
@@ -100,6 +103,7 @@ class SKFAC(KroneckerOptimizer):
             momentum=momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
             weight_sharing=weight_sharing,
             likelihood=likelihood,
             seed=seed,

@@ -73,6 +73,8 @@ class TwoLevelKFAC(KFAC):
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
+        decoupled_weight_decay: θ ← (1 − η·weight_decay)θ before the update instead, outside preconditioner, momentum
+            and clip.
         weight_sharing: positions of sequences and images, as ``expand`` or ``reduce``; see
             :data:`kftune.optim.curvature.statistics.WeightSharing`.
         likelihood: the model's predictive distribution.
@@ -104,6 +106,7 @@ class TwoLevelKFAC(KFAC):
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
         weight_sharing: WeightSharing = "expand",
         likelihood: Likelihood,
         seed: int = 0,
@@ -125,6 +128,7 @@ class TwoLevelKFAC(KFAC):
             momentum=momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
             weight_sharing=weight_sharing,
             likelihood=likelihood,
             seed=seed,

@@ -51,6 +51,8 @@ class KroneckerOptimizer(MomentumOptimizer):
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
+        decoupled_weight_decay: θ ← (1 − η·weight_decay)θ before the update instead; see
+            :func:`kftune.optim.updates.momentum.momentum_step`.
         weight_sharing: ``expand`` or ``reduce``; see :data:`kftune.optim.curvature.statistics.WeightSharing`.
         likelihood: the model's predictive distribution.
         seed: of the drawn labels.
@@ -78,6 +80,7 @@ class KroneckerOptimizer(MomentumOptimizer):
         momentum: float,
         nesterov: bool,
         weight_decay: float,
+        decoupled_weight_decay: bool,
         weight_sharing: WeightSharing,
         likelihood: Likelihood,
         seed: int,
@@ -96,6 +99,7 @@ class KroneckerOptimizer(MomentumOptimizer):
             momentum=momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
             likelihood=likelihood,
             fisher=fisher,
             weight_sharing=weight_sharing,

@@ -12,7 +12,7 @@ from kftune.optim.curvature.layers import ConvLayer, Layer
 from kftune.optim.curvature.likelihoods import Fisher, Likelihood
 from kftune.optim.curvature.statistics import WeightSharing
 from kftune.optim.preconditioning.layerwise import LayerwiseOptimizer
-from kftune.optim.updates.momentum import momentum_step
+from kftune.optim.updates.momentum import l2_coefficient, momentum_step
 
 
 class MomentumOptimizer(LayerwiseOptimizer):
@@ -28,6 +28,8 @@ class MomentumOptimizer(LayerwiseOptimizer):
         momentum: μ, in [0, 1).
         nesterov: θ ← θ − η(d + μv) instead.
         weight_decay: ℓ2 coefficient.
+        decoupled_weight_decay: θ ← (1 − η·weight_decay)θ before the update instead; see
+            :func:`kftune.optim.updates.momentum.momentum_step`.
         likelihood: the model's predictive distribution.
         fisher: whose output gradients make G; None gathers no G.
         weight_sharing: see :data:`kftune.optim.curvature.statistics.WeightSharing`.
@@ -48,6 +50,7 @@ class MomentumOptimizer(LayerwiseOptimizer):
         momentum: float,
         nesterov: bool,
         weight_decay: float,
+        decoupled_weight_decay: bool,
         likelihood: Likelihood,
         fisher: Fisher | None,
         weight_sharing: WeightSharing,
@@ -61,7 +64,14 @@ class MomentumOptimizer(LayerwiseOptimizer):
         check_range("weight_decay", weight_decay)
         super().__init__(
             model,
-            {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay, "damping": damping},
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "nesterov": nesterov,
+                "weight_decay": weight_decay,
+                "decoupled_weight_decay": decoupled_weight_decay,
+                "damping": damping,
+            },
             likelihood=likelihood,
             fisher=fisher,
             weight_sharing=weight_sharing,
@@ -91,7 +101,7 @@ class MomentumOptimizer(LayerwiseOptimizer):
         if not (self._factors_are_cheaper(layer, n_rows) and self._will_be_inverted(layer.name)):
             return False
         # Else W would have to be preconditioned too, or patches would have to be made.
-        return self._groups()[layer.weight]["weight_decay"] == 0 and not isinstance(layer, ConvLayer)
+        return l2_coefficient(self._groups()[layer.weight]) == 0 and not isinstance(layer, ConvLayer)
 
     def _dampings(self) -> dict[str, float]:
         """Layer → λ, that of the weight's group."""
