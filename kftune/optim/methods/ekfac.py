@@ -72,6 +72,9 @@ class EKFAC(KroneckerOptimizer):
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
         decoupled_weight_decay: θ ← (1 − η·weight_decay)θ before the update instead, outside preconditioner, momentum
             and clip.
+        damped_weight_decay: damping by λ + weight_decay, as of the objective's curvature F + weight_decay·I (Martens,
+            Grosse 2015, section 6.3). False damps by λ alone, as many programs do: a weight that no gradient reaches
+            then moves by η·weight_decay/λ times itself, and grows where that is above 2.
         weight_sharing: positions of sequences and images in A and G, and so in the basis, as ``expand`` or ``reduce``;
             see :data:`kftune.optim.curvature.statistics.WeightSharing`. S is the same second moment with either.
         likelihood: the model's predictive distribution.
@@ -102,6 +105,7 @@ class EKFAC(KroneckerOptimizer):
         nesterov: bool = False,
         weight_decay: float = 0.0,
         decoupled_weight_decay: bool = False,
+        damped_weight_decay: bool = True,
         weight_sharing: WeightSharing = "expand",
         likelihood: Likelihood,
         seed: int = 0,
@@ -122,6 +126,7 @@ class EKFAC(KroneckerOptimizer):
             nesterov=nesterov,
             weight_decay=weight_decay,
             decoupled_weight_decay=decoupled_weight_decay,
+            damped_weight_decay=damped_weight_decay,
             weight_sharing=weight_sharing,
             likelihood=likelihood,
             seed=seed,

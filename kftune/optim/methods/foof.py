@@ -71,6 +71,8 @@ class FOOF(MomentumOptimizer):
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
         decoupled_weight_decay: θ ← (1 − lr·weight_decay)θ before the update instead, outside preconditioner and
             momentum.
+        damped_weight_decay: for the variants only, whose λ damps the curvature: whether it is λ + weight_decay,
+            the objective's whole diagonal, as K-FAC's.
         weight_sharing: positions of sequences and images, as ``expand`` or ``reduce``; see
             :data:`kftune.optim.curvature.statistics.WeightSharing`.
         likelihood: the model's predictive distribution; only used for G.
@@ -100,6 +102,7 @@ class FOOF(MomentumOptimizer):
         nesterov: bool = False,
         weight_decay: float = 0.0,
         decoupled_weight_decay: bool = False,
+        damped_weight_decay: bool = True,
         weight_sharing: WeightSharing = "expand",
         likelihood: Likelihood = "gaussian",
         seed: int = 0,
@@ -125,6 +128,7 @@ class FOOF(MomentumOptimizer):
             nesterov=nesterov,
             weight_decay=weight_decay,
             decoupled_weight_decay=decoupled_weight_decay,
+            damped_weight_decay=damped_weight_decay and variant != "foof",
             likelihood=likelihood,
             fisher=None if variant == "foof" else fisher,
             weight_sharing=weight_sharing,

@@ -57,6 +57,9 @@ class SKFAC(KroneckerOptimizer):
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
         decoupled_weight_decay: θ ← (1 − η·weight_decay)θ before the update instead, outside preconditioner, momentum
             and clip.
+        damped_weight_decay: damping by λ + weight_decay, as of the objective's curvature F + weight_decay·I (Martens,
+            Grosse 2015, section 6.3). False damps by λ alone, as many programs do: a weight that no gradient reaches
+            then moves by η·weight_decay/λ times itself, and grows where that is above 2.
         weight_sharing: positions of sequences and images: ``reduce`` has one row for an example (the paper reduces a
             convolution's positions too), ``expand`` one for every position; see
             :data:`kftune.optim.curvature.statistics.WeightSharing`.
@@ -84,6 +87,7 @@ class SKFAC(KroneckerOptimizer):
         nesterov: bool = False,
         weight_decay: float = 0.0,
         decoupled_weight_decay: bool = False,
+        damped_weight_decay: bool = True,
         weight_sharing: WeightSharing = "reduce",
         likelihood: Likelihood,
         seed: int = 0,
@@ -104,6 +108,7 @@ class SKFAC(KroneckerOptimizer):
             nesterov=nesterov,
             weight_decay=weight_decay,
             decoupled_weight_decay=decoupled_weight_decay,
+            damped_weight_decay=damped_weight_decay,
             weight_sharing=weight_sharing,
             likelihood=likelihood,
             seed=seed,

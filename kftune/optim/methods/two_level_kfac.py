@@ -75,6 +75,9 @@ class TwoLevelKFAC(KFAC):
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
         decoupled_weight_decay: θ ← (1 − η·weight_decay)θ before the update instead, outside preconditioner, momentum
             and clip.
+        damped_weight_decay: damping by λ + weight_decay, as of the objective's curvature F + weight_decay·I (Martens,
+            Grosse 2015, section 6.3). False damps by λ alone, as many programs do: a weight that no gradient reaches
+            then moves by η·weight_decay/λ times itself, and grows where that is above 2.
         weight_sharing: positions of sequences and images, as ``expand`` or ``reduce``; see
             :data:`kftune.optim.curvature.statistics.WeightSharing`.
         likelihood: the model's predictive distribution.
@@ -107,6 +110,7 @@ class TwoLevelKFAC(KFAC):
         nesterov: bool = False,
         weight_decay: float = 0.0,
         decoupled_weight_decay: bool = False,
+        damped_weight_decay: bool = True,
         weight_sharing: WeightSharing = "expand",
         likelihood: Likelihood,
         seed: int = 0,
@@ -129,6 +133,7 @@ class TwoLevelKFAC(KFAC):
             nesterov=nesterov,
             weight_decay=weight_decay,
             decoupled_weight_decay=decoupled_weight_decay,
+            damped_weight_decay=damped_weight_decay,
             weight_sharing=weight_sharing,
             likelihood=likelihood,
             seed=seed,

@@ -53,6 +53,7 @@ class KroneckerOptimizer(MomentumOptimizer):
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
         decoupled_weight_decay: θ ← (1 − η·weight_decay)θ before the update instead; see
             :func:`kftune.optim.updates.momentum.momentum_step`.
+        damped_weight_decay: whether the ℓ2 coefficient adds to λ; see :meth:`MomentumOptimizer._dampings`.
         weight_sharing: ``expand`` or ``reduce``; see :data:`kftune.optim.curvature.statistics.WeightSharing`.
         likelihood: the model's predictive distribution.
         seed: of the drawn labels.
@@ -81,6 +82,7 @@ class KroneckerOptimizer(MomentumOptimizer):
         nesterov: bool,
         weight_decay: float,
         decoupled_weight_decay: bool,
+        damped_weight_decay: bool,
         weight_sharing: WeightSharing,
         likelihood: Likelihood,
         seed: int,
@@ -100,6 +102,7 @@ class KroneckerOptimizer(MomentumOptimizer):
             nesterov=nesterov,
             weight_decay=weight_decay,
             decoupled_weight_decay=decoupled_weight_decay,
+            damped_weight_decay=damped_weight_decay,
             likelihood=likelihood,
             fisher=fisher,
             weight_sharing=weight_sharing,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -30,6 +31,7 @@ class MomentumOptimizer(LayerwiseOptimizer):
         weight_decay: ℓ2 coefficient.
         decoupled_weight_decay: θ ← (1 − η·weight_decay)θ before the update instead; see
             :func:`kftune.optim.updates.momentum.momentum_step`.
+        damped_weight_decay: whether the ℓ2 coefficient adds to λ; see :meth:`MomentumOptimizer._dampings`.
         likelihood: the model's predictive distribution.
         fisher: whose output gradients make G; None gathers no G.
         weight_sharing: see :data:`kftune.optim.curvature.statistics.WeightSharing`.
@@ -51,6 +53,7 @@ class MomentumOptimizer(LayerwiseOptimizer):
         nesterov: bool,
         weight_decay: float,
         decoupled_weight_decay: bool,
+        damped_weight_decay: bool,
         likelihood: Likelihood,
         fisher: Fisher | None,
         weight_sharing: WeightSharing,
@@ -80,6 +83,7 @@ class MomentumOptimizer(LayerwiseOptimizer):
             fallback="SGD",
         )
         self._factor_decay = factor_decay
+        self._damped_weight_decay = damped_weight_decay
 
     # What a subclass decides.
 
@@ -104,9 +108,19 @@ class MomentumOptimizer(LayerwiseOptimizer):
         return l2_coefficient(self._groups()[layer.weight]) == 0 and not isinstance(layer, ConvLayer)
 
     def _dampings(self) -> dict[str, float]:
-        """Layer → λ, that of the weight's group."""
+        """Layer → what its curvature is damped by, from the weight's group: λ + ζ with ``damped_weight_decay``, else λ.
+
+        The objective's curvature is F + ζI, ζ the ℓ2 coefficient, and so its Tikhonov damping is F + (λ + ζ)I (Martens,
+        Grosse 2015, section 6.3). In the paper the quadratic model shortens a step that is too long. Without it λ alone
+        is unsafe: a weight that no gradient reaches moves by −ηζ/λ times itself, which diverges from ηζ > 2λ on; with
+        λ + ζ by at most −η times itself.
+        """
         groups = self._groups()
-        return {name: groups[layer.weight]["damping"] for name, layer in self._layers.items()}
+        return {name: self._damping_of(groups[layer.weight]) for name, layer in self._layers.items()}
+
+    def _damping_of(self, group: Mapping[str, Any]) -> float:
+        damping: float = group["damping"]
+        return damping + l2_coefficient(group) if self._damped_weight_decay else damping
 
     def _move(self) -> None:
         """Change the parameters by this update's directions, and count it."""
