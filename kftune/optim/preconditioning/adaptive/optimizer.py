@@ -184,8 +184,9 @@ class AdaptiveOptimizer(KroneckerOptimizer):
 
     def _check_extra_state(self, extra: dict[str, Any]) -> None:
         super()._check_extra_state(extra)
-        if (self._adaptation is None) != (extra["adaptation"] is None):
-            its, own = ("plain", "adaptive") if extra["adaptation"] is None else ("adaptive", "plain")
+        saved = extra.get("adaptation")  # states of before a method could adapt itself do not say
+        if (self._adaptation is None) != (saved is None):
+            its, own = ("plain", "adaptive") if saved is None else ("adaptive", "plain")
             raise ValueError(f"the state_dict is one of {its} K-FAC, this optimizer is {own}: see its options")
 
     def _load_extra_state(self, extra: dict[str, Any]) -> None:
