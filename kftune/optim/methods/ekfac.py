@@ -26,7 +26,7 @@ from kftune.optim.preconditioning.eigenbasis import (
     rotated_gradient_of_rows,
     solve,
 )
-from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned
+from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned, Warmup
 from kftune.optim.updates.averages import decay_of
 from kftune.space import Float, Int, Space
 
@@ -66,6 +66,9 @@ class EKFAC(KroneckerOptimizer):
             authors' program; with a short ``inverses_every`` this stays close to K-FAC.
         warmup_updates: all periods grow with the number k of updates done, as 1 + k // ``warmup_updates``, until they
             are what the arguments say. 0 for no warm-up.
+        warmup: ``growing``, as said; or ``first_updates``: what is periodic is done in the first ``warmup_updates``
+            updates, and then in the k-th where k is a multiple of its period (Martens, Grosse 2015, algorithm 2, with 3
+            and 20).
         kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
@@ -100,6 +103,7 @@ class EKFAC(KroneckerOptimizer):
         inverses_every: int = 100,
         basis_change: BasisChange = "move",
         warmup_updates: int = 10,
+        warmup: Warmup = "growing",
         kl_clip: float | None = 1e-3,
         momentum: float = 0.9,
         nesterov: bool = False,
@@ -121,6 +125,7 @@ class EKFAC(KroneckerOptimizer):
             statistics_every=statistics_every,
             inverses_every=inverses_every,
             warmup_updates=warmup_updates,
+            warmup=warmup,
             kl_clip=kl_clip,
             momentum=momentum,
             nesterov=nesterov,

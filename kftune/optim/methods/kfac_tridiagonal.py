@@ -20,7 +20,7 @@ from kftune.optim.interface import Closure
 from kftune.optim.preconditioning.adaptive.optimizer import AdaptiveOptimizer
 from kftune.optim.preconditioning.adaptive.options import AdaptiveOptions, Rescale
 from kftune.optim.preconditioning.damping import Preconditioner
-from kftune.optim.preconditioning.kronecker import Preconditioned
+from kftune.optim.preconditioning.kronecker import Preconditioned, Warmup
 from kftune.optim.preconditioning.tridiagonal import Cross, End, Link, Moments, apply, invert
 from kftune.space import Float, Int, Space
 
@@ -55,6 +55,9 @@ class BlockTridiagonalKFAC(AdaptiveOptimizer):
         inverses_every: updates between two inversions; a multiple of ``statistics_every``.
         warmup_updates: both periods grow with the number k of updates done, as 1 + k // ``warmup_updates``, until they
             are what the arguments say. 0 for no warm-up.
+        warmup: ``growing``, as said; or ``first_updates``: what is periodic is done in the first ``warmup_updates``
+            updates, and then in the k-th where k is a multiple of its period (Martens, Grosse 2015, algorithm 2, with 3
+            and 20).
         kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
@@ -93,6 +96,7 @@ class BlockTridiagonalKFAC(AdaptiveOptimizer):
         statistics_every: int = 10,
         inverses_every: int = 100,
         warmup_updates: int = 10,
+        warmup: Warmup = "growing",
         kl_clip: float | None = 1e-3,
         momentum: float = 0.9,
         nesterov: bool = False,
@@ -116,6 +120,7 @@ class BlockTridiagonalKFAC(AdaptiveOptimizer):
             damped_reduction=damped_reduction,
             adaptive_gamma=adaptive_gamma,
             gamma_every=gamma_every,
+            gamma_at_multiples=warmup == "first_updates",
         )
         options.check(
             {"kl_clip": kl_clip, "momentum": momentum, "nesterov": nesterov},
@@ -131,6 +136,7 @@ class BlockTridiagonalKFAC(AdaptiveOptimizer):
             statistics_every=statistics_every,
             inverses_every=inverses_every,
             warmup_updates=warmup_updates,
+            warmup=warmup,
             kl_clip=kl_clip,
             momentum=momentum,
             nesterov=nesterov,

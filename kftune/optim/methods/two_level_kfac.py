@@ -29,7 +29,7 @@ from kftune.optim.preconditioning.coarse import (
     output_sums,
 )
 from kftune.optim.preconditioning.damping import DampingMethod
-from kftune.optim.preconditioning.kronecker import Preconditioned
+from kftune.optim.preconditioning.kronecker import Preconditioned, Warmup
 from kftune.space import Float, Int, Space
 
 CoarseDamping: TypeAlias = Literal["identity", "sizes"]
@@ -68,6 +68,9 @@ class TwoLevelKFAC(KFAC):
         inverses_every: updates between two inversions, of both levels; a multiple of ``statistics_every``.
         warmup_updates: both periods grow with the number k of updates done, as 1 + k // ``warmup_updates``, until they
             are what the arguments say. 0 for no warm-up.
+        warmup: ``growing``, as said; or ``first_updates``: what is periodic is done in the first ``warmup_updates``
+            updates, and then in the k-th where k is a multiple of its period (Martens, Grosse 2015, algorithm 2, with 3
+            and 20).
         kl_clip: κ of ν = min(1, √(κ/(η²Σ|⟨P, V⟩|))), the paper's equation 10, the learning rate inside; None for no
             clip.
         momentum: μ, in [0, 1), applied after the clip.
@@ -105,6 +108,7 @@ class TwoLevelKFAC(KFAC):
         statistics_every: int = 10,
         inverses_every: int = 100,
         warmup_updates: int = 10,
+        warmup: Warmup = "growing",
         kl_clip: float | None = 1e-3,
         momentum: float = 0.9,
         nesterov: bool = False,
@@ -128,6 +132,7 @@ class TwoLevelKFAC(KFAC):
             statistics_every=statistics_every,
             inverses_every=inverses_every,
             warmup_updates=warmup_updates,
+            warmup=warmup,
             kl_clip=kl_clip,
             momentum=momentum,
             nesterov=nesterov,

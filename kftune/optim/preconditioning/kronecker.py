@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from kftune.optim.preconditioning.kl_clip import kl_clip_factor
 from kftune.optim.preconditioning.momentum import MomentumOptimizer
 from kftune.optim.updates.averages import decay_of
 from kftune.optim.updates.momentum import decayed_gradients
+
+Warmup: TypeAlias = Literal["growing", "first_updates"]
+WARMUPS: tuple[str, ...] = get_args(Warmup)
 
 
 class Preconditioned(NamedTuple):
@@ -47,6 +50,8 @@ class KroneckerOptimizer(MomentumOptimizer):
         inverses_every: updates between two inversions; a multiple of ``statistics_every``.
         warmup_updates: both periods grow with the number k of updates done, as 1 + k // ``warmup_updates``, until they
             are what the arguments say: at first the network changes too fast for old curvature. 0 for no warm-up.
+        warmup: ``growing``, as said; or ``first_updates``: statistics and inversions in the first ``warmup_updates``
+            updates, and then in the k-th where k is a multiple of the period (Martens, Grosse 2015, algorithm 2).
         kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
@@ -87,8 +92,10 @@ class KroneckerOptimizer(MomentumOptimizer):
         likelihood: Likelihood,
         seed: int,
         treatment: str,
+        warmup: Warmup = "growing",
     ) -> None:
         check_choice("fisher", fisher, FISHERS)
+        check_choice("warmup", warmup, WARMUPS)
         check_periods(statistics_every, inverses_every)
         check_count("warmup_updates", warmup_updates, low=0)
         if kl_clip is not None:
@@ -110,7 +117,7 @@ class KroneckerOptimizer(MomentumOptimizer):
             treatment=treatment,
         )
         self._statistics_every, self._inverses_every = statistics_every, inverses_every
-        self._warmup_updates = warmup_updates
+        self._warmup_updates, self._warmup = warmup_updates, warmup
         self._last_statistics: int | None = None
         self._last_inversion: int | None = None
         self._kl_clip = kl_clip
@@ -129,6 +136,9 @@ class KroneckerOptimizer(MomentumOptimizer):
     def _due(self, every: int, last: int | None) -> bool:
         if last is None:
             return True
+        if self._warmup == "first_updates":
+            k = self._n_updates + 1
+            return k <= self._warmup_updates or k % every == 0
         if self._warmup_updates:
             every = min(every, 1 + self._n_updates // self._warmup_updates)
         return self._n_updates - last >= every

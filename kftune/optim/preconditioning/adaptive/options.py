@@ -14,7 +14,12 @@ RESCALES: tuple[str, ...] = get_args(Rescale)
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveOptions:
-    """The options of :class:`~kftune.optim.methods.kfac.KFAC` of the same names."""
+    """The options of :class:`~kftune.optim.methods.kfac.KFAC` of the same names.
+
+    Attributes:
+        gamma_at_multiples: whether γ is due in updates whose number is a multiple of ``gamma_every``, instead of so
+            many after the last one in which it was.
+    """
 
     rescale: Rescale
     adaptive_damping: bool
@@ -22,6 +27,7 @@ class AdaptiveOptions:
     damped_reduction: bool
     adaptive_gamma: bool
     gamma_every: int
+    gamma_at_multiples: bool = False
 
     def check(
         self, fixed_step: Mapping[str, object], damping_method: str, *, decoupled_weight_decay: bool = False
