@@ -153,7 +153,7 @@ def test_describe_shows_parameters_with_defaults_and_meanings(kftune: Command) -
         "momentum_growth",
         "momentum_growth_rate",
     ]
-    assert list(parameters) == ["lr", "momentum", "nesterov", "weight_decay", *loop]
+    assert list(parameters) == ["lr", "momentum", "nesterov", "weight_decay", "decoupled_weight_decay", *loop]
     assert parameters["momentum"]["default"] == 0.9
     assert parameters["momentum"]["meaning"] == "μ, in [0, 1)."
     text = kftune("describe", "kfac").out

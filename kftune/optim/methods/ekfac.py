@@ -27,7 +27,7 @@ from kftune.optim.preconditioning.eigenbasis import (
     rotated_gradient_of_rows,
     solve,
 )
-from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned
+from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned, Warmup
 from kftune.optim.updates.averages import decay_of
 from kftune.space import Float, Int, Space
 
@@ -70,10 +70,18 @@ class EKFAC(KroneckerOptimizer):
             authors' program; with a short ``inverses_every`` this stays close to K-FAC.
         warmup_updates: all periods grow with the number k of updates done, as 1 + k // ``warmup_updates``, until they
             are what the arguments say. 0 for no warm-up.
+        warmup: ``growing``, as said; or ``first_updates``: what is periodic is done in the first ``warmup_updates``
+            updates, and then in the k-th where k is a multiple of its period (Martens, Grosse 2015, algorithm 2, with 3
+            and 20).
         kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
+        decoupled_weight_decay: θ ← (1 − η·weight_decay)θ before the update instead, outside preconditioner, momentum
+            and clip.
+        damped_weight_decay: damping by λ + weight_decay, as of the objective's curvature F + weight_decay·I (Martens,
+            Grosse 2015, section 6.3). False damps by λ alone, as many programs do: a weight that no gradient reaches
+            then moves by η·weight_decay/λ times itself, and grows where that is above 2.
         weight_sharing: positions of sequences and images in A and G, and so in the basis, as ``expand`` or ``reduce``;
             see :data:`kftune.optim.curvature.statistics.WeightSharing`. S is the same second moment with either.
         likelihood: the model's predictive distribution.
@@ -99,10 +107,13 @@ class EKFAC(KroneckerOptimizer):
         inverses_every: int = 100,
         basis_change: BasisChange = "move",
         warmup_updates: int = 10,
+        warmup: Warmup = "growing",
         kl_clip: float | None = 1e-3,
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        damped_weight_decay: bool = True,
         weight_sharing: WeightSharing = "expand",
         likelihood: Likelihood,
         seed: int = 0,
@@ -118,10 +129,13 @@ class EKFAC(KroneckerOptimizer):
             statistics_every=statistics_every,
             inverses_every=inverses_every,
             warmup_updates=warmup_updates,
+            warmup=warmup,
             kl_clip=kl_clip,
             momentum=momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            damped_weight_decay=damped_weight_decay,
             weight_sharing=weight_sharing,
             likelihood=likelihood,
             seed=seed,

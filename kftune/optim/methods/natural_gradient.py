@@ -46,6 +46,11 @@ class NaturalGradient(KroneckerOptimizer):
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
+        decoupled_weight_decay: θ ← (1 − η·weight_decay)θ before the update instead, outside preconditioner, momentum
+            and clip.
+        damped_weight_decay: damping by λ + weight_decay, as of the objective's curvature F + weight_decay·I (Martens,
+            Grosse 2015, section 6.3). False damps by λ alone, as many programs do: a weight that no gradient reaches
+            then moves by η·weight_decay/λ times itself, and grows where that is above 2.
         likelihood: the model's predictive distribution.
         seed: of the drawn labels.
 
@@ -69,6 +74,8 @@ class NaturalGradient(KroneckerOptimizer):
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        damped_weight_decay: bool = True,
         likelihood: Likelihood,
         seed: int = 0,
     ) -> None:
@@ -88,6 +95,8 @@ class NaturalGradient(KroneckerOptimizer):
             momentum=momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            damped_weight_decay=damped_weight_decay,
             weight_sharing="expand",
             likelihood=likelihood,
             seed=seed,

@@ -21,6 +21,7 @@ class SGD(ModelOptimizer):
         momentum: μ, in [0, 1).
         nesterov: whether to look ahead.
         weight_decay: ℓ2 coefficient, added to the gradient as weight_decay·θ.
+        decoupled_weight_decay: θ ← (1 − η·weight_decay)θ before the update instead, outside momentum.
         likelihood: not used; every optimizer of kftune takes it.
         seed: not used; every optimizer of kftune takes it.
 
@@ -36,13 +37,15 @@ class SGD(ModelOptimizer):
         momentum: float = 0.9,
         nesterov: bool = True,
         weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
         likelihood: Likelihood | None = None,
         seed: int = 0,
     ) -> None:
         check_range("lr", lr)
         check_range("momentum", momentum, high=1.0)
         check_range("weight_decay", weight_decay)
-        super().__init__(model, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay})
+        defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+        super().__init__(model, defaults | {"decoupled_weight_decay": decoupled_weight_decay})
 
     def _update(self) -> None:
         with self.phases.phase("update"):

@@ -14,13 +14,21 @@ with R = N·T the rows of a layer. On equal grids these are the sums of A_ij, wh
 which sums over them. On grids that are nested (8, 4, 2, 1) the samples are positions of the finer grid, S_A and S_G are
 Gram matrices (the coarser map is zero elsewhere on the finer grid), and F_c is positive semi-definite as their
 elementwise product; other sizes (7, 5, 3) can make it indefinite, and :func:`damped_inverse` clips its eigenvalues.
+
+The paper's A_ij is a mean over the positions that layers i and j have in common:
+
+    [S_A]_ij = Σ α_i α_j / R_ij                R_ij = N·T_ij, T_ij the common positions
+
+which is more than the above by √(T_i T_j)/T_ij, and the same between equal grids. It is no Gram matrix on nested grids
+either: of a map of 64 positions that is 0 but where it meets a single one, [S_A]_ii = α²/64 and [S_A]_ij = α·α_j. Such
+an F_c is indefinite, and the clip of its eigenvalues is part of the method then.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -28,6 +36,9 @@ from torch import Tensor
 from kftune.optim.curvature.layers import ConvLayer, Layer
 from kftune.optim.curvature.patches import patch_sums
 from kftune.optim.linalg.decompositions import eigendecompositions
+
+CoarseMean: TypeAlias = Literal["own_positions", "common_positions"]
+COARSE_MEANS: tuple[str, ...] = get_args(CoarseMean)
 
 
 class Map(NamedTuple):
@@ -98,15 +109,25 @@ def cross_sums(maps: Sequence[Map]) -> Tensor:
     Args:
         maps: of L layers and the same N examples.
     """
-    rank = max(1, *(len(own.grid) for own in maps))
     members: dict[tuple[int, ...], list[int]] = {}
-    for i, own in enumerate(maps):
-        members.setdefault((1,) * (rank - len(own.grid)) + own.grid, []).append(i)
+    for i, grid in enumerate(_of_one_rank([own.grid for own in maps])):
+        members.setdefault(grid, []).append(i)
     stacks = [torch.stack([maps[i].values.reshape(-1, *grid) for i in own]) for grid, own in members.items()]
     blocks = [torch.cat([_product(left, right) for right in stacks], dim=1) for left in stacks]
     place = {i: k for k, i in enumerate(i for own in members.values() for i in own)}
     order = torch.tensor([place[i] for i in range(len(maps))], device=blocks[0].device)
     return torch.cat(blocks)[order][:, order]
+
+
+def common_positions(grids: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """T_ij, (L, L), of the grids of L layers."""
+    of_rank = _of_one_rank(grids)
+    return [[math.prod(map(min, one, other)) for other in of_rank] for one in of_rank]
+
+
+def _of_one_rank(grids: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    rank = max(1, *(len(grid) for grid in grids))
+    return [(1,) * (rank - len(grid)) + grid for grid in grids]
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
@@ -127,15 +148,21 @@ def _sample(stack: Tensor, grid: Sequence[int]) -> Tensor:
 class CoarseSums:
     """Σ α_i α_j and Σ γ_i γ_j of one update, over any number of micro-batches and output vectors.
 
+    Args:
+        layers: their names.
+        mean: what Σ α_i α_j is divided by: √(R_i R_j) (``own_positions``) or R_ij (``common_positions``).
+
     Attributes:
         n_examples: examples whose α were added.
     """
 
-    def __init__(self, layers: Sequence[str]) -> None:
+    def __init__(self, layers: Sequence[str], mean: CoarseMean = "own_positions") -> None:
         self._index = {name: i for i, name in enumerate(layers)}
         self._inputs: Moments | None = None
         self._gradients: Moments | None = None
         self._n_rows = [0] * len(layers)
+        self._mean: CoarseMean = mean
+        self._n_common: Tensor | None = None
         self.n_examples = 0
 
     def add_inputs(self, maps: Mapping[str, Map], n_examples: int) -> None:
@@ -143,7 +170,17 @@ class CoarseSums:
         self._inputs = self._added(self._inputs, maps)
         for name, own in maps.items():
             self._n_rows[self._index[name]] += own.values.numel()
+        if self._mean == "common_positions" and maps:
+            self._add_common(maps, n_examples)
         self.n_examples += n_examples
+
+    def _add_common(self, maps: Mapping[str, Map], n_examples: int) -> None:
+        """Add to R_ij."""
+        if self._n_common is None:
+            self._n_common = torch.zeros(2 * (len(self._index),), dtype=torch.float64)
+        rows = torch.tensor([self._index[name] for name in maps])
+        positions = torch.tensor(common_positions([own.grid for own in maps.values()]), dtype=torch.float64)
+        self._n_common[rows[:, None], rows] += n_examples * positions
 
     def add_gradients(self, maps: Mapping[str, Map]) -> None:
         """Add γ of one micro-batch, for one output vector of the Fisher."""
@@ -165,12 +202,17 @@ class CoarseSums:
         """(S_A, S_G) of this update; None if no layer was seen."""
         if self._inputs is None or self._gradients is None:
             return None
-        n_rows = self._inputs.values.new_tensor(self._n_rows).clamp_(min=1)  # where it is 0 so is the sum
-        roots = n_rows.sqrt()
         return (
-            self._inputs._replace(values=self._inputs.values / torch.outer(roots, roots)),
+            self._inputs._replace(values=self._inputs.values / self._divisors(self._inputs.values)),
             self._gradients._replace(values=self._gradients.values / self.n_examples),
         )
+
+    def _divisors(self, like: Tensor) -> Tensor:
+        """√(R_i R_j), or R_ij; 1 where it is 0, as the sum is."""
+        if self._n_common is not None:
+            return self._n_common.clamp(min=1).to(like)
+        roots = like.new_tensor(self._n_rows).clamp_(min=1).sqrt()
+        return torch.outer(roots, roots)
 
 
 def average(old: Moments | None, new: Moments, decay: float) -> Moments:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from kftune.optim.preconditioning.kl_clip import kl_clip_factor
 from kftune.optim.preconditioning.momentum import MomentumOptimizer
 from kftune.optim.updates.averages import decay_of
 from kftune.optim.updates.momentum import decayed_gradients
+
+Warmup: TypeAlias = Literal["growing", "first_updates"]
+WARMUPS: tuple[str, ...] = get_args(Warmup)
 
 
 class Preconditioned(NamedTuple):
@@ -47,10 +50,15 @@ class KroneckerOptimizer(MomentumOptimizer):
         inverses_every: updates between two inversions; a multiple of ``statistics_every``.
         warmup_updates: both periods grow with the number k of updates done, as 1 + k // ``warmup_updates``, until they
             are what the arguments say: at first the network changes too fast for old curvature. 0 for no warm-up.
+        warmup: ``growing``, as said; or ``first_updates``: statistics and inversions in the first ``warmup_updates``
+            updates, and then in the k-th where k is a multiple of the period (Martens, Grosse 2015, algorithm 2).
         kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
+        decoupled_weight_decay: θ ← (1 − η·weight_decay)θ before the update instead; see
+            :func:`kftune.optim.updates.momentum.momentum_step`.
+        damped_weight_decay: whether the ℓ2 coefficient adds to λ; see :meth:`MomentumOptimizer._dampings`.
         weight_sharing: ``expand`` or ``reduce``; see :data:`kftune.optim.curvature.statistics.WeightSharing`.
         likelihood: the model's predictive distribution.
         seed: of the drawn labels.
@@ -78,12 +86,16 @@ class KroneckerOptimizer(MomentumOptimizer):
         momentum: float,
         nesterov: bool,
         weight_decay: float,
+        decoupled_weight_decay: bool,
+        damped_weight_decay: bool,
         weight_sharing: WeightSharing,
         likelihood: Likelihood,
         seed: int,
         treatment: str,
+        warmup: Warmup = "growing",
     ) -> None:
         check_choice("fisher", fisher, FISHERS)
+        check_choice("warmup", warmup, WARMUPS)
         check_periods(statistics_every, inverses_every)
         check_count("warmup_updates", warmup_updates, low=0)
         if kl_clip is not None:
@@ -96,6 +108,8 @@ class KroneckerOptimizer(MomentumOptimizer):
             momentum=momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            damped_weight_decay=damped_weight_decay,
             likelihood=likelihood,
             fisher=fisher,
             weight_sharing=weight_sharing,
@@ -103,7 +117,7 @@ class KroneckerOptimizer(MomentumOptimizer):
             treatment=treatment,
         )
         self._statistics_every, self._inverses_every = statistics_every, inverses_every
-        self._warmup_updates = warmup_updates
+        self._warmup_updates, self._warmup = warmup_updates, warmup
         self._last_statistics: int | None = None
         self._last_inversion: int | None = None
         self._kl_clip = kl_clip
@@ -122,6 +136,9 @@ class KroneckerOptimizer(MomentumOptimizer):
     def _due(self, every: int, last: int | None) -> bool:
         if last is None:
             return True
+        if self._warmup == "first_updates":
+            k = self._n_updates + 1
+            return k <= self._warmup_updates or k % every == 0
         if self._warmup_updates:
             every = min(every, 1 + self._n_updates // self._warmup_updates)
         return self._n_updates - last >= every

@@ -44,17 +44,15 @@ class AdaptiveOptimizer(KroneckerOptimizer):
         *,
         options: AdaptiveOptions,
         averaging: float,
-        damping: float,
-        weight_decay: float,
         likelihood: Likelihood,
         **arguments: Any,
     ) -> None:
         check_range("averaging", averaging, high=1.0)
-        super().__init__(model, damping=damping, weight_decay=weight_decay, likelihood=likelihood, **arguments)
+        super().__init__(model, likelihood=likelihood, **arguments)
         self._averaging = averaging
         self._adaptation: Adaptation | None = None
         if options.rescale != "none":
-            self._adaptation = Adaptation(model, likelihood, options, damping + weight_decay)
+            self._adaptation = Adaptation(model, likelihood, options, self._damping_of(self.param_groups[0]))
             self._fallback = "gradient, length by the quadratic model"
             self.adapts = ("damping",) if options.adaptive_damping else ()
 
@@ -82,13 +80,10 @@ class AdaptiveOptimizer(KroneckerOptimizer):
         self._install(self._make_preconditioners())
 
     def _dampings(self) -> dict[str, float]:
-        """Layer → λ; γ² where γ is adapted, λ + weight decay where lengths are."""
-        if self._adaptation is None:
+        """As without adaptation; γ² where γ is adapted."""
+        if self._adaptation is None or not self._adaptation.options.adaptive_gamma:
             return super()._dampings()
-        group = self.param_groups[0]
-        adapted = self._adaptation.options.adaptive_gamma
-        damping = self._adaptation.gamma**2 if adapted else group["damping"] + group["weight_decay"]
-        return dict.fromkeys(self._layers, damping)
+        return dict.fromkeys(self._layers, self._adaptation.gamma**2)
 
     def _prefers_factors(self, layer: Layer, n_rows: int) -> bool:
         # The quadratic model needs the gradient itself.
@@ -190,8 +185,9 @@ class AdaptiveOptimizer(KroneckerOptimizer):
 
     def _check_extra_state(self, extra: dict[str, Any]) -> None:
         super()._check_extra_state(extra)
-        if (self._adaptation is None) != (extra["adaptation"] is None):
-            its, own = ("plain", "adaptive") if extra["adaptation"] is None else ("adaptive", "plain")
+        saved = extra.get("adaptation")  # states of before a method could adapt itself do not say
+        if (self._adaptation is None) != (saved is None):
+            its, own = ("plain", "adaptive") if saved is None else ("adaptive", "plain")
             raise ValueError(f"the state_dict is one of {its} K-FAC, this optimizer is {own}: see its options")
 
     def _load_extra_state(self, extra: dict[str, Any]) -> None:
