@@ -21,6 +21,7 @@ from kftune.optim.curvature.thin import gradient
 from kftune.optim.distributed import mean_over_processes, process_group_of, rank_of
 from kftune.optim.interface import Closure, ModelOptimizer
 from kftune.optim.linalg.finite import all_finite
+from kftune.optim.states import check_layers, check_shape, tensors_in
 from kftune.optim.updates.averages import lerped
 
 
@@ -47,6 +48,10 @@ class LayerwiseOptimizer(ModelOptimizer):
 
     needs_rows: ClassVar[bool] = False
     """Whether statistics updates report to :meth:`_add_rows`."""
+
+    layer_shapes: ClassVar[dict[str, str]] = {"input_covariance": "AA", "gradient_covariance": "GG"}
+    """Tensor of ``self._layer_state[layer]`` → its dimensions, A for d_A, G for d_G and n for any number: a state is
+    loaded only where they are the layer's."""
 
     distributed: ClassVar[bool] = False
     """Whether every statistic goes through :meth:`_mean_over_processes`, so that DistributedDataParallel is exact."""
@@ -302,17 +307,20 @@ class LayerwiseOptimizer(ModelOptimizer):
         }
 
     def _check_extra_state(self, extra: dict[str, Any]) -> None:
-        if set(extra["layers"]) != set(self._layers):
-            raise ValueError(
-                f"the state_dict has layers {sorted(extra['layers'])}, this optimizer has {sorted(self._layers)}"
-            )
+        check_layers(extra["layers"], self._layers)
+        for name, layer in self._layers.items():
+            for key, value in tensors_in(extra["layers"][name]):
+                shape = self.layer_shapes.get(key)
+                if shape is not None:
+                    lengths = [{"A": layer.d_A, "G": layer.d_G}.get(side) for side in shape]
+                    check_shape(f"{key} of layer {name!r}", value.shape, lengths)
 
     def _load_extra_state(self, extra: dict[str, Any]) -> None:
         self._n_updates, self._n_statistics = extra["n_updates"], extra["n_statistics"]
         self._gatherer.random.load(extra["random"])
         self._layer_state = {
-            name: {key: value.to(self._layers[name].weight.device) for key, value in state.items()}
-            for name, state in extra["layers"].items()
+            name: {key: value.to(layer.weight.device) for key, value in extra["layers"][name].items()}
+            for name, layer in self._layers.items()
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
