@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from kftune.errors import DivergenceError
 from kftune.optim.linalg.finite import all_finite
+from kftune.optim.saving import SavableOptimizer
 
 Closure: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
 """Runs the model forward on one micro-batch; returns (mean loss, output). It does not call ``backward``."""
@@ -37,7 +37,7 @@ class _NoTimer:
         return nullcontext()
 
 
-class ModelOptimizer(torch.optim.Optimizer):
+class ModelOptimizer(SavableOptimizer):
     """Base of kftune's optimizers: accumulation of micro-batches, the finiteness check, phases, exact state.
 
     A subclass implements :meth:`_update` and :meth:`coverage`. One that keeps more than ``self.state`` also implements
@@ -73,6 +73,10 @@ class ModelOptimizer(torch.optim.Optimizer):
         self._loss_sum: Tensor | None = None
         self._tallies: dict[str, tuple[Tensor | float, int]] = {}
         self._undo: tuple[dict[str, Any], dict[str, tuple[Tensor | float, int]]] | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("phases", _NoTimer())
 
     def accumulate(self, closure: Closure) -> Tensor:
         """Add one micro-batch: its gradient and, where they are due, its curvature statistics.
@@ -271,46 +275,11 @@ class ModelOptimizer(torch.optim.Optimizer):
             for name, p in zip(group["param_names"], group["params"], strict=True)
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        """torch's, with everything else a bit-equal continuation needs under ``"extra"``.
+    def _is_half_done(self) -> bool:
+        return self._n_examples > 0
 
-        Raises:
-            RuntimeError: between :meth:`accumulate` and :meth:`step`; half an update cannot be saved.
-        """
-        if self._n_examples:
-            raise RuntimeError("state_dict() between accumulate() and step() would lose what was accumulated")
-        return super().state_dict() | {"extra": {"optimizer": type(self).__name__, **self._extra_state()}}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over a state of :meth:`state_dict`; it is copied, not shared, and goes to the parameters' device.
-
-        Raises:
-            ValueError: if it belongs to another optimizer or another model.
-        """
-        own = copy.deepcopy(dict(state_dict))
-        extra = own.pop("extra", None)
-        if extra is None:
-            raise ValueError("this state_dict was not made by a kftune optimizer: it has no 'extra'")
-        if extra["optimizer"] != type(self).__name__:
-            raise ValueError(f"the state_dict is one of {extra['optimizer']}, this optimizer is {type(self).__name__}")
-        self._check_extra_state(extra)
-        super().load_state_dict(own)
-        self._load_extra_state(extra)
+    def _forget_update(self) -> None:
         self._n_examples, self._loss_sum = 0, None
-
-    def _extra_state(self) -> dict[str, Any]:
-        """Plain data and tensors beyond ``self.state`` and the groups."""
-        return {}
-
-    def _check_extra_state(self, extra: dict[str, Any]) -> None:
-        """Refuse, before anything is changed, what :meth:`_load_extra_state` cannot take.
-
-        Raises:
-            ValueError: it says why.
-        """
-
-    def _load_extra_state(self, extra: dict[str, Any]) -> None:
-        """Inverse of :meth:`_extra_state`; ``extra`` belongs to this optimizer alone."""
 
 
 def _densify(parameters: Iterable[Tensor]) -> None:
