@@ -42,6 +42,17 @@ def test_the_yaml_is_part_of_a_study_file(kftune: Command, made: Path) -> None:
     assert [item["fixed"]["lr"] for item in yaml.safe_load(second)["optimizers"]] == [0.001, 0.001]
 
 
+@pytest.mark.parametrize("written", ["{:d}", "{:.1f}"])
+def test_no_batch_size_of_0_is_advised_for_a_sweep(kftune: Command, workdir: Path, written: str) -> None:
+    rows = [f"{0.1 + 0.01 * i:g},{written.format(16 if i < 9 else 64 - i)},{i / 10}" for i in range(30)]
+    (workdir / "sweep.csv").write_text("lr,batch_size,loss\n" + "\n".join(rows) + "\n")
+    assert kftune("import", "sweep.csv", "--storage", "new.db").code == 0
+    text = " ".join(kftune("best", "--storage", "new.db").out.split())
+    assert "batch_size" in text
+    assert "try 1 " in text
+    assert "try 0 " not in text
+
+
 def test_one_study_and_a_file(kftune: Command, made: Path) -> None:
     result = kftune("export", "made/digits_mlp/sgd", "--out", "out/best.yaml")
     assert result.out == "wrote out/best.yaml\n"
