@@ -221,6 +221,18 @@ class Results:
         ]
         return pd.DataFrame(rows, columns=["problem", "optimizer", "rank", "value", "spread", "trial", "params"])
 
+    def winner(self) -> pd.DataFrame:
+        """The best optimizer of every problem: problem, optimizer, trial, tuned, confirmed, params.
+
+        By confirmed loss where one is, else by the search's; as ``kftune compare`` ranks and ``kftune export --winner``
+        writes them. ``confirmed`` is None where it was not confirmed.
+        """
+        from kftune.analysis.ranking.chosen import winners
+
+        columns = ["problem", "optimizer", "trial", "tuned", "confirmed", "params"]
+        rows = [{name: found.to_dict()[name] for name in columns} for found in winners(self.file)]
+        return pd.DataFrame(rows, columns=columns)
+
 
 def _named(item: Any, directories: list[Path]) -> Any:
     """A function or class as its target; its module's directory is added to ``directories``.

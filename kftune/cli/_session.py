@@ -40,6 +40,7 @@ class Sitting:
         workers: what ``--workers`` said.
         data_dir: what ``--data-dir`` said.
         again: the command that goes on after an interrupt.
+        file: the study file's path, for messages; None where it was read from its database.
     """
 
     config: StudyConfig
@@ -47,6 +48,7 @@ class Sitting:
     workers: int | None
     data_dir: Path | None
     again: str = ""
+    file: str | None = None
 
     def search(self, *, dry_run: bool = False) -> int:
         """Bring the studies to their ends; returns the exit code.
@@ -99,7 +101,7 @@ class Sitting:
         from kftune.study.config import resolve_devices
         from kftune.study.sessions.opening import preflight
 
-        slots = resolve_devices(self.config, self.devices, workers=self.workers)
+        slots = resolve_devices(self.config, self.devices, workers=self.workers, file=self.file)
         directory = self.data_dir if self.data_dir is not None else default_data_dir()
         preflight(self.config, data_dir=directory)
         return slots, directory

@@ -158,6 +158,20 @@ def test_a_device_that_is_not_there(kftune: Command, study_file: Path, devices: 
     assert list(study_file.parent.iterdir()) == [study_file]
 
 
+@pytest.mark.parametrize("command", [["validate"], ["run"], ["run", "--dry-run"]], ids=" ".join)
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "[cpu, cuda]"])
+def test_a_study_file_for_another_machine(
+    kftune: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], device: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    study_file.write_text(f"{STUDY}devices: {device}\n")
+    name = device.strip("[]").split(", ")[-1]
+    line = f"study.yaml: devices: there is no device {name!r} in this machine (available: cpu)"
+    assert_one_line(*kftune(*command, "study.yaml"), line)
+    assert list(study_file.parent.iterdir()) == [study_file]
+    assert kftune("validate", "study.yaml", "--devices", "cpu").code == 0
+
+
 def test_data_that_are_not_there(kftune: Command, study_file: Path) -> None:
     result = kftune("run", "study.yaml", "--set", "problems=[mnist_mlp]", "--data-dir", "nowhere")
     assert_one_line(*result, "mnist: train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz")
