@@ -121,6 +121,7 @@ ENTRIES = (
         n_train=_N_TRAIN,
         n_test=_N_TEST,
         args={"depth": _DEPTH, "width": _WIDTH},
+        sized_by=(),
         dataset="cifar10",
         has_accuracy=True,
         inputs="standardised",
