@@ -32,7 +32,10 @@ class Problem:
         loss: (output, targets) → mean over examples, a scalar.
         train: training examples.
         test: held-out examples.
-        accuracy: (output, targets) → share of correct predictions, a scalar; None where it has no meaning.
+        accuracy: (output, targets) → share of correct predictions, a scalar; None where it has no meaning. Anything
+            between 0 and 1 that is better the larger it is may stand for it.
+        accuracy_is_mean: whether ``accuracy`` is a mean over examples, so that the mean over parts of a split, weighted
+            by their size, is that of the whole; else it is taken of the outputs of all examples at once.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Problem:
     train: Split
     test: Split
     accuracy: Callable[[Tensor, Tensor], Tensor] | None = None
+    accuracy_is_mean: bool = False
 
 
 ProblemLoader: TypeAlias = Callable[..., Problem]

@@ -65,6 +65,7 @@ def load_resnet(
         train=Split(*train),
         test=Split(*test),
         accuracy=share_correct,
+        accuracy_is_mean=True,
     )
 
 

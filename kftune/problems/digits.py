@@ -77,6 +77,7 @@ def load_mlp(*, device: torch.device, dtype: torch.dtype, data_dir: Path, bias: 
         train=Split(*train),
         test=Split(*test),
         accuracy=share_correct,
+        accuracy_is_mean=True,
     )
 
 
@@ -140,6 +141,7 @@ def _classifier(
         train=train,
         test=test,
         accuracy=share_correct,
+        accuracy_is_mean=True,
     )
 
 

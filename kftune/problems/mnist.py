@@ -78,6 +78,7 @@ def load_mlp(
         train=Split(*train),
         test=Split(*test),
         accuracy=share_correct,
+        accuracy_is_mean=True,
     )
 
 
