@@ -13,6 +13,7 @@ __all__ = [
     "objective_title",
     "outcome_title",
     "percent",
+    "plain_text",
     "time_unit",
 ]
 
@@ -33,6 +34,13 @@ def number(value: Any, digits: int = 4) -> str:
         return str(int(value))
     mantissa, exponent_sign, exponent = f"{value:.{digits}g}".partition("e")
     return f"{mantissa}e{int(exponent)}" if exponent_sign else mantissa
+
+
+def plain_text(text: str) -> str:
+    """Text of any origin as every file, terminal and database takes it: NUL and lone surrogates become escapes."""
+    if text.isascii() and "\x00" not in text:
+        return text
+    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def loss(value: float) -> str:

@@ -27,7 +27,7 @@ from kftune.training.data.batches import BatchSizes, ShuffledIndices
 from kftune.training.host import device_name, peak_memory_bytes, reset_peak_memory
 from kftune.training.loop.calibration import SpeedGauge
 from kftune.training.loop.clock import Clock
-from kftune.training.loop.memory import is_out_of_memory, limited_memory, release_memory
+from kftune.training.loop.memory import exception_line, is_out_of_memory, limited_memory, release_memory
 from kftune.training.loop.schedules import growing_momentum
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _train(training: Training) -> RunResult:
         return training.result(Outcome.PRUNED, str(error))
     except Exception as error:  # noqa: BLE001 - anything a user's model raises becomes the run's recorded outcome
         if is_out_of_memory(error):
-            return training.result(Outcome.OUT_OF_MEMORY, f"{type(error).__name__}: {error}")
+            return training.result(Outcome.OUT_OF_MEMORY, exception_line(error))
         return training.result(Outcome.CRASHED, traceback.format_exc())
     return training.result(Outcome.COMPLETED)
 
