@@ -7,15 +7,18 @@ from typing import Any
 
 __all__ = [
     "clock_time",
+    "cut",
     "duration",
     "loss",
     "number",
     "objective_title",
     "outcome_title",
     "percent",
+    "plain_text",
     "time_unit",
 ]
 
+_GAP = 50  # characters for saying how many are left out
 _OBJECTIVES = {"test_loss": "test loss", "train_loss": "train loss", "test_error": "test error"}
 _OUTCOMES = {"out_of_memory": "out of memory", "timed_out": "timed out"}
 
@@ -33,6 +36,22 @@ def number(value: Any, digits: int = 4) -> str:
         return str(int(value))
     mantissa, exponent_sign, exponent = f"{value:.{digits}g}".partition("e")
     return f"{mantissa}e{int(exponent)}" if exponent_sign else mantissa
+
+
+def plain_text(text: str) -> str:
+    """Text of any origin as every file, terminal and database takes it: NUL and lone surrogates become escapes."""
+    if text.isascii() and "\x00" not in text:
+        return text
+    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def cut(text: str, most: int) -> str:
+    """The beginning and the end of a text of more than ``most`` (100 or more) characters; between them how much is gone."""
+    if len(text) <= most:
+        return text
+    kept = most - _GAP
+    head = kept // 3  # of a traceback the end says what happened
+    return f"{text[:head]} […{len(text) - kept} characters left out…] {text[head - kept :]}"
 
 
 def loss(value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from kftune.cli._app import app
 
+    _print_anything()
     try:
         code = app(args=argv, prog_name="kftune", standalone_mode=False)
     except UsageError as error:
@@ -35,6 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(error.format_message())
         return error.exit_code
     return code if isinstance(code, int) else 0
+
+
+def _print_anything() -> None:
+    """Escape what the terminal, or its encoding, has no character for: no text may end a command that works."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _complain(message: str) -> None:

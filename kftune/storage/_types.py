@@ -11,6 +11,8 @@ from typing import Any
 from sqlalchemy import DateTime, Dialect, Double, Text
 from sqlalchemy.types import TypeDecorator
 
+from kftune.wording import plain_text
+
 _FLOAT_KEY = "$float"
 _NAN = "NaN"
 
@@ -121,6 +123,4 @@ class AnyText(TypeDecorator[str]):
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
         """Escape what cannot be stored."""
-        if value is None:
-            return None
-        return value.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+        return None if value is None else plain_text(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from kftune.errors import UsageError
 
-__all__ = ["is_out_of_memory", "limited_memory", "release_memory"]
+__all__ = ["exception_line", "is_out_of_memory", "limited_memory", "release_memory"]
 
 _VARIABLE = "KFTUNE_MEMORY_LIMIT"
 _STATUS = Path("/proc/self/status")
@@ -130,8 +131,13 @@ def _limited_cuda(device: torch.device, share: float | None) -> Iterator[None]:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a GPU's or torch's CPU allocator, a library or Python was refused memory (mostly plain RuntimeErrors)."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+        isinstance(error, RuntimeError) and any(sign in exception_line(error) for sign in _SIGNS)
     )
+
+
+def exception_line(error: BaseException) -> str:
+    """``"ValueError: …"``, also of an exception that cannot even say what it is."""
+    return "".join(traceback.format_exception_only(error)).strip()
 
 
 def release_memory() -> None:

@@ -30,7 +30,7 @@ from kftune.training.loop.calibration import SpeedGauge
 from kftune.training.loop.clock import Clock
 from kftune.training.loop.evaluation import measure, random_state_kept
 from kftune.training.loop.hyperparameters import split_by_owner
-from kftune.training.loop.memory import is_out_of_memory, limited_memory, release_memory
+from kftune.training.loop.memory import exception_line, is_out_of_memory, limited_memory, release_memory
 from kftune.training.loop.schedules import Progress, Schedules
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _train(training: Training) -> RunResult:
         return training.result(Outcome.PRUNED, str(error))
     except Exception as error:  # noqa: BLE001 - anything a user's model raises becomes the run's recorded outcome
         if is_out_of_memory(error):
-            return training.result(Outcome.OUT_OF_MEMORY, f"{type(error).__name__}: {error}")
+            return training.result(Outcome.OUT_OF_MEMORY, exception_line(error))
         return training.result(Outcome.CRASHED, traceback.format_exc())
     return training.result(Outcome.COMPLETED)
 
