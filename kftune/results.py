@@ -26,7 +26,7 @@ PHASES = ("data", "forward_backward", "statistics", "inversion", "preconditionin
 """Parts of the training clock; they add up to ``train_seconds``."""
 
 BATCH_PARAMETERS = ("batch_size", "effective_batch_size", "accumulation", "full_batch_at")
-MOMENTUM_PARAMETERS = ("momentum_growth", "momentum_growth_rate")
+MOMENTUM_PARAMETERS = ("momentum_growth", "momentum_growth_rate", "momentum_growth_start")
 LOOP_PARAMETERS = (*BATCH_PARAMETERS, *MOMENTUM_PARAMETERS)
 """Hyperparameters of the training loop, not of the optimizer; see :class:`kftune.training.data.batches.BatchSizes` and
 :class:`kftune.training.loop.schedules.GrowingMomentum`."""

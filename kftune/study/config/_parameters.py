@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 from kftune.errors import suggestion
 from kftune.results import BATCH_PARAMETERS
 from kftune.study.config._flaws import show
-from kftune.training.loop.schedules import MOMENTUM_GROWTHS
+from kftune.training.loop.schedules import MOMENTUM_GROWTH_STARTS, MOMENTUM_GROWTHS
 
 if TYPE_CHECKING:
     from kftune.optim import OptimizerEntry
@@ -112,6 +112,8 @@ def hyperparameters(entry: OptimizerEntry) -> dict[str, Parameter]:
     if has_momentum:
         found["momentum_growth"] = Parameter(name="momentum_growth", choices=MOMENTUM_GROWTHS, of_loop=True)
         found["momentum_growth_rate"] = Parameter(name="momentum_growth_rate", kinds=frozenset({float}), of_loop=True)
+        start = "momentum_growth_start"
+        found[start] = Parameter(name=start, choices=MOMENTUM_GROWTH_STARTS, of_loop=True)
     return found
 
 

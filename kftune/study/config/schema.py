@@ -37,6 +37,7 @@ LOOP_MEANINGS = {
     "full_batch_at": "the update at which a growing batch reaches the training set; a constant batch by default",
     "momentum_growth": "how momentum grows to its value; it is constant by default",
     "momentum_growth_rate": "speed of linear and exponential growth; 1 by default",
+    "momentum_growth_start": "the first update whose direction the velocity has: second_update by default",
 }
 """What the training loop's own hyperparameters, which every optimizer's space may have, mean."""
 
