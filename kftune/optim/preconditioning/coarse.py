@@ -28,6 +28,7 @@ from torch import Tensor
 from kftune.optim.curvature.layers import ConvLayer, Layer
 from kftune.optim.curvature.patches import patch_sums
 from kftune.optim.linalg.decompositions import eigendecompositions
+from kftune.optim.linalg.products import widest
 
 
 class Map(NamedTuple):
@@ -112,7 +113,8 @@ def cross_sums(maps: Sequence[Map]) -> Tensor:
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """(l, r) from stacks of maps (l, N, *grid) and (r, N, *grid')."""
     grid = [min(sizes) for sizes in zip(left.shape[2:], right.shape[2:], strict=True)]
-    return (_sample(left, grid).flatten(1) @ _sample(right, grid).flatten(1).T).double()
+    dtype = widest((left, right))
+    return (_sample(left.to(dtype), grid).flatten(1) @ _sample(right.to(dtype), grid).flatten(1).T).double()
 
 
 def _sample(stack: Tensor, grid: Sequence[int]) -> Tensor:
