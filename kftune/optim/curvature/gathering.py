@@ -19,7 +19,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from kftune.optim.curvature.capture import Capture
 from kftune.optim.curvature.graph import parameters_reached
 from kftune.optim.curvature.layers import Layer, find_layers
-from kftune.optim.curvature.likelihoods import Fisher, Likelihood, output_vectors
+from kftune.optim.curvature.likelihoods import Fisher, GradientScale, Likelihood, label_scale, output_vectors
 from kftune.optim.curvature.random import Random
 from kftune.optim.curvature.rows import LazyRows, Passed, Rows, make_rows
 from kftune.optim.curvature.statistics import Statistics
@@ -76,11 +76,13 @@ class Passage(NamedTuple):
         loss: the mean over its examples, with its graph.
         n_examples: N.
         uses: of all modules, in the order of their calls.
+        label_scale: what the gradient of one example's loss is multiplied with in the empirical Fisher.
     """
 
     loss: Tensor
     n_examples: int
     uses: list[Use]
+    label_scale: float
 
 
 class Gatherer:
@@ -93,6 +95,7 @@ class Gatherer:
         examples_first: whether inputs must have their examples in the first dimension, as ``reduce`` needs.
         seed: of the generator of drawn labels.
         process: rank of this process.
+        scale: of gradients towards labels.
 
     Attributes:
         of_module: module → its layers.
@@ -109,6 +112,7 @@ class Gatherer:
         examples_first: bool,
         seed: int,
         process: int,
+        scale: GradientScale,
     ) -> None:
         found = find_layers(model)
         self.of_module = {name: layers for name, (_, layers) in found.items()}
@@ -116,6 +120,7 @@ class Gatherer:
         self.random = Random(seed, process=process, device=next(model.parameters()).device)
         self._capture = Capture({name: module for name, (module, _) in found.items()})
         self._likelihood, self._fisher, self._examples_first = likelihood, fisher, examples_first
+        self._scale: GradientScale = scale
 
     # Forward.
 
@@ -151,7 +156,8 @@ class Gatherer:
                         self._add_input(use.module, use.a, wanted.statistics, phases)
             if self._fisher not in (None, "empirical"):
                 self._back_propagate_fisher(output, uses, wanted, phases)
-        return Passage(loss, n_examples, uses)
+        scale = label_scale(output, self._likelihood, self._scale) if self._fisher == "empirical" else 1.0
+        return Passage(loss, n_examples, uses, scale)
 
     def forward_only(self, closure: Closure, statistics: Statistics, phases: PhaseTimer) -> tuple[Tensor, int]:
         """Run the closure and sum inputs, for A alone; returns the mean loss and the number of examples."""
@@ -218,7 +224,7 @@ class Gatherer:
         edges = [use.edge for use in uses]
         with phases.phase("statistics"):
             generator = self.random.on(output.device)
-            for v in output_vectors(output, self._likelihood, self._fisher, generator):
+            for v in output_vectors(output, self._likelihood, self._fisher, generator, self._scale):
                 found = torch.autograd.grad(output, edges, grad_outputs=v, retain_graph=True, allow_unused=True)
                 for use, g in zip(uses, found, strict=True):
                     if g is not None:
@@ -241,7 +247,8 @@ class Gatherer:
             return
         if wanted.take_rows is not None:
             with phases.phase("statistics"):
-                gradients = [use.gradients[0] * unit if use.gradients else None for use in passage.uses]
+                scale = unit * passage.label_scale
+                gradients = [use.gradients[0] * scale if use.gradients else None for use in passage.uses]
                 wanted.take_rows(passage.uses, gradients, passage.n_examples)
 
     def can_stay_thin(self, passage: Passage, is_preferred: Callable[[Layer, int], bool]) -> set[str]:
@@ -253,7 +260,7 @@ class Gatherer:
             passage: of the micro-batch.
             is_preferred: (layer, number of rows) → whether factors are preferred.
         """
-        loss, n_examples, uses = passage
+        loss, n_examples, uses, _ = passage
         n_rows: dict[str, int] = {}
         for use in uses:
             n_rows[use.module] = n_rows.get(use.module, 0) + use.n_rows
@@ -283,7 +290,7 @@ class Gatherer:
             modules: of :meth:`can_stay_thin`.
             trained: all trained parameters.
         """
-        loss, n_examples, uses = passage
+        loss, n_examples, uses, _ = passage
         thin = [use for use in uses if use.module in modules]
         left_out = {p for module in modules for layer in self.of_module[module] for p in layer.parameters}
         parameters: list[Any] = [p for p in trained if p not in left_out]

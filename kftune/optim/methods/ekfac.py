@@ -17,6 +17,7 @@ from kftune.optim.curvature.statistics import WeightSharing
 from kftune.optim.curvature.thin import flat
 from kftune.optim.entry import OptimizerEntry
 from kftune.optim.linalg.decompositions import eigendecompositions
+from kftune.optim.linalg.eigenspaces import Span, equal_spans, share_
 from kftune.optim.linalg.products import padded_zeros
 from kftune.optim.preconditioning.eigenbasis import (
     Basis,
@@ -45,8 +46,11 @@ class EKFAC(KroneckerOptimizer):
 
     An update that renews the basis gathers A, G and S from the same batch, in this order: until it ends it keeps the
     layers' inputs and output gradients. Averages have the weight min(1 − 1/k, factor_decay) on the old value the k-th
-    time. All parameters outside ``nn.Linear`` and ``nn.Conv2d``, and layers not seen when a basis was made, are updated
-    by SGD with the same learning rate, momentum and weight decay. The loss must be a mean over examples.
+    time. Where A or G has a null space, or other eigenvalues that are equal up to rounding, its eigenvectors there are
+    arbitrary: they share one scaling, the mean, so that the update depends on the data alone.
+
+    All parameters outside ``nn.Linear`` and ``nn.Conv2d``, and layers not seen when a basis was made, are updated by
+    SGD with the same learning rate, momentum and weight decay. The loss must be a mean over examples.
 
     ``step(closure)`` of a batch smaller than a layer preconditions the two factors of that layer's gradient and leaves
     its ``.grad`` None; ``accumulate(closure)`` followed by ``step()`` always fills ``.grad``, for whoever clips it.
@@ -141,6 +145,7 @@ class EKFAC(KroneckerOptimizer):
         self._basis_change = basis_change
         self._last_scalings: int | None = None
         self._n_scalings = 0
+        self._shared: dict[str, tuple[list[Span], list[Span]]] = {}  # layer → spans of G's and of A's eigenvectors
 
     # When.
 
@@ -199,6 +204,7 @@ class EKFAC(KroneckerOptimizer):
         factors = self._factors()
         names = [f"{side} covariance of layer {name!r}" for name in factors for side in ("input", "gradient")]
         found = eigendecompositions(names, [matrix for pair in factors.values() for matrix in pair])
+        shared = dict(self._shared)
         for name, A, G in zip(factors, found[::2], found[1::2], strict=True):
             state, basis = self._layer_state[name], Basis(A.vectors, G.vectors)
             if self._basis_change == "move" and self._is_inverted(name):
@@ -206,6 +212,9 @@ class EKFAC(KroneckerOptimizer):
             else:
                 state["scalings"] = torch.outer(G.values, A.values)
             state.update(basis._asdict())
+            shared[name] = equal_spans(G.values), equal_spans(A.values)
+            share_(state["scalings"], *shared[name])
+        self._shared = shared
 
     def _average_scalings(self) -> None:
         """S ← decay·S + (1 − decay)·S_batch"""
@@ -216,6 +225,8 @@ class EKFAC(KroneckerOptimizer):
         moments, self._second_moments, self._kept = self._second_moments, {}, []
         self._check_gathered()
         self._n_scalings += 1
+        for name, own in moments.items():
+            share_(own, *self._shared.get(name, ((), ())))
         self._average("scalings", moments, decay_of(self._n_scalings, self._factor_decay))
 
     # How the gradient is preconditioned.
@@ -250,11 +261,16 @@ class EKFAC(KroneckerOptimizer):
     # State.
 
     def _extra_state(self) -> dict[str, Any]:
-        return super()._extra_state() | {"last_scalings": self._last_scalings, "n_scalings": self._n_scalings}
+        return super()._extra_state() | {
+            "last_scalings": self._last_scalings,
+            "n_scalings": self._n_scalings,
+            "shared_scalings": self._shared,
+        }
 
     def _load_extra_state(self, extra: dict[str, Any]) -> None:
         super()._load_extra_state(extra)
         self._last_scalings, self._n_scalings = extra["last_scalings"], extra["n_scalings"]
+        self._shared = extra.get("shared_scalings", {})  # states of before have none until their next basis
 
 
 def _cloned(rows: Rows) -> Rows:

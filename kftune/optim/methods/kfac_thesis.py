@@ -48,7 +48,8 @@ class ThesisKFAC(LayerwiseOptimizer):
         normalization: ``max`` divides by the largest magnitude; ``signed_max``, as the thesis' code, by the largest
             entry, which can flip the sign of a step.
         labels: whose gradients make G; the thesis' is ``permuted``: the micro-batch's own predictions (classes, or
-            outputs for ``gaussian``) dealt out at random.
+            outputs for ``gaussian``) dealt out at random. G is in its code's scale (``gradient_scale``): with
+            ``permuted`` and ``empirical`` that of the loss' gradients, which its normalisation takes out again.
         inversion: ``cholesky`` keeps every factor positive definite with ``ridge``; ``lu`` inverts them as they are, as
             the thesis' code, which adds noise to the first layer's A, for constant pixels make it singular. Most of
             that layer's step is noise then.
@@ -63,6 +64,7 @@ class ThesisKFAC(LayerwiseOptimizer):
     """
 
     distributed = True
+    gradient_scale = "loss"
 
     def __init__(
         self,

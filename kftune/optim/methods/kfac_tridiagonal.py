@@ -17,6 +17,7 @@ from kftune.optim.curvature.layers import Layer, LinearLayer
 from kftune.optim.curvature.likelihoods import Fisher, Likelihood
 from kftune.optim.entry import OptimizerEntry
 from kftune.optim.interface import Closure
+from kftune.optim.linalg.products import widest
 from kftune.optim.preconditioning.adaptive.optimizer import AdaptiveOptimizer
 from kftune.optim.preconditioning.adaptive.options import AdaptiveOptions, Rescale
 from kftune.optim.preconditioning.damping import Preconditioner
@@ -330,7 +331,8 @@ def _add_crosses(sums: dict[str, Tensor], chain: Sequence[str], rows: Sequence[T
     """Add Σ x_i x_{i+1}ᵀ over examples to the sum of every layer of the chain but the last."""
     flat = [own.flatten(0, 1) for own in rows]
     for name, (x, following) in zip(chain, pairwise(flat), strict=False):
-        new = x.T @ following
+        dtype = widest((x, following))
+        new = x.T.to(dtype) @ following.to(dtype)
         sums[name] = sums[name] + new if name in sums else new
 
 

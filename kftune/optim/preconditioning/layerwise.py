@@ -14,7 +14,7 @@ from kftune.errors import DivergenceError
 from kftune.optim.checks import check_choice
 from kftune.optim.curvature.gathering import Gatherer, Passage, Use, Wanted
 from kftune.optim.curvature.layers import Layer, split
-from kftune.optim.curvature.likelihoods import LIKELIHOODS, Fisher, Likelihood
+from kftune.optim.curvature.likelihoods import LIKELIHOODS, Fisher, GradientScale, Likelihood
 from kftune.optim.curvature.rows import Rows
 from kftune.optim.curvature.statistics import WEIGHT_SHARINGS, Statistics, WeightSharing
 from kftune.optim.curvature.thin import gradient
@@ -48,6 +48,9 @@ class LayerwiseOptimizer(ModelOptimizer):
     needs_rows: ClassVar[bool] = False
     """Whether statistics updates report to :meth:`_add_rows`."""
 
+    gradient_scale: ClassVar[GradientScale] = "fisher"
+    """Of gradients towards labels; see :mod:`kftune.optim.curvature.likelihoods`."""
+
     distributed: ClassVar[bool] = False
     """Whether every statistic goes through :meth:`_mean_over_processes`, so that DistributedDataParallel is exact."""
 
@@ -80,6 +83,7 @@ class LayerwiseOptimizer(ModelOptimizer):
             examples_first=weight_sharing == "reduce",
             seed=seed,
             process=rank_of(self._process_group),
+            scale=self.gradient_scale,
         )
         self._layers = self._gatherer.layers
         self._layer_state: dict[str, dict[str, Tensor]] = {name: {} for name in self._layers}
@@ -143,7 +147,7 @@ class LayerwiseOptimizer(ModelOptimizer):
         passage = self._gatherer.forward(closure, wanted, self.phases)
         unit = self._n_before + passage.n_examples
         if wanted is not None and self._fisher == "empirical":
-            self._statistics.set_gradient_scale(unit)
+            self._statistics.set_gradient_scale(unit * passage.label_scale)
         self._back_propagate(passage)
         if wanted is not None:
             self._gatherer.take_loss_gradients(passage, unit, wanted, self.phases)
