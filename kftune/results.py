@@ -43,6 +43,7 @@ SCHEDULE_PARAMETERS = (
     "final_weight_decay",
     "momentum_growth",
     "momentum_growth_rate",
+    "momentum_growth_start",
 )
 LOOP_PARAMETERS = (*BATCH_PARAMETERS, *SCHEDULE_PARAMETERS)
 """Hyperparameters of the training loop, not of the optimizer; see :class:`kftune.training.data.batches.BatchSizes` and

@@ -46,7 +46,7 @@ def plain_text(text: str) -> str:
 
 
 def cut(text: str, most: int) -> str:
-    """The beginning and the end of a text of more than ``most`` (100 or more) characters; between them how much is gone."""
+    """The beginning and end of a text of more than ``most`` (100 or more) characters; between them how much is gone."""
     if len(text) <= most:
         return text
     kept = most - _GAP

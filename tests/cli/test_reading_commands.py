@@ -152,6 +152,7 @@ def test_describe_shows_parameters_with_defaults_and_meanings(kftune: Command) -
         "final_weight_decay",
         "momentum_growth",
         "momentum_growth_rate",
+        "momentum_growth_start",
     ]
     assert list(parameters) == ["lr", "momentum", "nesterov", "weight_decay", "decoupled_weight_decay", *loop]
     assert parameters["momentum"]["default"] == 0.9

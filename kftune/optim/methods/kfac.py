@@ -66,7 +66,7 @@ class KFAC(AdaptiveOptimizer):
         inverses_every: updates between two inversions; a multiple of ``statistics_every``.
         warmup_updates: both periods grow with the number k of updates done, as 1 + k // ``warmup_updates``, until they
             are what the arguments say: at first the network changes too fast for old curvature. 0 for no warm-up.
-        warmup: ``growing``, as said; or ``first_updates``: what is periodic is done in the first ``warmup_updates``
+        warmup_schedule: ``growing``, as said; or ``first_updates``: what is periodic is done in the first ``warmup_updates``
             updates, and then in the k-th where k is a multiple of its period (Martens, Grosse 2015, algorithm 2, with 3
             and 20).
         kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
@@ -89,7 +89,7 @@ class KFAC(AdaptiveOptimizer):
         adaptive_gamma: γ, √(λ + weight decay) at first, takes the place of √λ in ``factored`` damping: of ω₂γ, γ and
             γ/ω₂, ω₂ = (19/20)^(T₂/2), the one with the lowest M(δ) is kept. Needs ``rescale``.
         gamma_every: T₂, least number of updates between two changes of γ, which wait for the next inversion; with
-            ``warmup="first_updates"`` γ changes in updates whose number is a multiple of it, as in the paper.
+            ``warmup_schedule="first_updates"`` γ changes in updates whose number is a multiple of it, as in the paper.
         averaging: d of the average θ̄ ← dθ̄ + (1 − d)θ of the iterates that :meth:`evaluation_parameters` swaps in, in
             [0, 1) (0.99 in the paper); min(1 − 1/k, d) at the k-th update, so that the first ones do not linger. The
             buffers (statistics of batch normalisation) stay those of θ. 0 for no average.
@@ -115,7 +115,7 @@ class KFAC(AdaptiveOptimizer):
         statistics_every: int = 10,
         inverses_every: int = 100,
         warmup_updates: int = 10,
-        warmup: Warmup = "growing",
+        warmup_schedule: Warmup = "growing",
         kl_clip: float | None = 1e-3,
         momentum: float = 0.9,
         nesterov: bool = False,
@@ -141,7 +141,7 @@ class KFAC(AdaptiveOptimizer):
             damped_reduction=damped_reduction,
             adaptive_gamma=adaptive_gamma,
             gamma_every=gamma_every,
-            gamma_at_multiples=warmup == "first_updates",
+            gamma_at_multiples=warmup_schedule == "first_updates",
         )
         options.check(
             {"kl_clip": kl_clip, "momentum": momentum, "nesterov": nesterov},
@@ -157,7 +157,7 @@ class KFAC(AdaptiveOptimizer):
             statistics_every=statistics_every,
             inverses_every=inverses_every,
             warmup_updates=warmup_updates,
-            warmup=warmup,
+            warmup_schedule=warmup_schedule,
             kl_clip=kl_clip,
             momentum=momentum,
             nesterov=nesterov,
@@ -219,7 +219,7 @@ INVALID: tuple[tuple[dict[str, Any], str], ...] = (
     ({"factor_decay": 1.1}, "factor_decay must be in [0, 1], got 1.1"),
     ({"statistics_every": 0}, "statistics_every must be a whole number of at least 1, got 0"),
     ({"statistics_every": 10, "inverses_every": 15}, "inverses_every must be a multiple of statistics_every"),
-    ({"warmup": "none"}, "warmup must be one of growing, first_updates, got 'none'"),
+    ({"warmup_schedule": "none"}, "warmup_schedule must be one of growing, first_updates, got 'none'"),
     ({"kl_clip": 0.0}, "kl_clip must be in (0, inf), got 0.0"),
     ({"momentum": 1.0}, "momentum must be in [0, 1), got 1.0"),
     ({"weight_decay": -0.1}, "weight_decay must be in [0, inf)"),

@@ -17,6 +17,7 @@ from kftune.optim.curvature.layers import Layer, LinearLayer
 from kftune.optim.curvature.likelihoods import Fisher, Likelihood
 from kftune.optim.entry import OptimizerEntry
 from kftune.optim.interface import Closure
+from kftune.optim.linalg.products import widest
 from kftune.optim.preconditioning.adaptive.optimizer import AdaptiveOptimizer
 from kftune.optim.preconditioning.adaptive.options import AdaptiveOptions, Rescale
 from kftune.optim.preconditioning.damping import Preconditioner
@@ -55,7 +56,7 @@ class BlockTridiagonalKFAC(AdaptiveOptimizer):
         inverses_every: updates between two inversions; a multiple of ``statistics_every``.
         warmup_updates: both periods grow with the number k of updates done, as 1 + k // ``warmup_updates``, until they
             are what the arguments say. 0 for no warm-up.
-        warmup: ``growing``, as said; or ``first_updates``: what is periodic is done in the first ``warmup_updates``
+        warmup_schedule: ``growing``, as said; or ``first_updates``: what is periodic is done in the first ``warmup_updates``
             updates, and then in the k-th where k is a multiple of its period (Martens, Grosse 2015, algorithm 2, with 3
             and 20).
         kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
@@ -109,7 +110,7 @@ class BlockTridiagonalKFAC(AdaptiveOptimizer):
         statistics_every: int = 10,
         inverses_every: int = 100,
         warmup_updates: int = 10,
-        warmup: Warmup = "growing",
+        warmup_schedule: Warmup = "growing",
         kl_clip: float | None = 1e-3,
         momentum: float = 0.9,
         nesterov: bool = False,
@@ -133,7 +134,7 @@ class BlockTridiagonalKFAC(AdaptiveOptimizer):
             damped_reduction=damped_reduction,
             adaptive_gamma=adaptive_gamma,
             gamma_every=gamma_every,
-            gamma_at_multiples=warmup == "first_updates",
+            gamma_at_multiples=warmup_schedule == "first_updates",
         )
         options.check(
             {"kl_clip": kl_clip, "momentum": momentum, "nesterov": nesterov},
@@ -149,7 +150,7 @@ class BlockTridiagonalKFAC(AdaptiveOptimizer):
             statistics_every=statistics_every,
             inverses_every=inverses_every,
             warmup_updates=warmup_updates,
-            warmup=warmup,
+            warmup_schedule=warmup_schedule,
             kl_clip=kl_clip,
             momentum=momentum,
             nesterov=nesterov,
@@ -343,7 +344,8 @@ def _add_crosses(sums: dict[str, Tensor], chain: Sequence[str], rows: Sequence[T
     """Add Σ x_i x_{i+1}ᵀ over examples to the sum of every layer of the chain but the last."""
     flat = [own.flatten(0, 1) for own in rows]
     for name, (x, following) in zip(chain, pairwise(flat), strict=False):
-        new = x.T @ following
+        dtype = widest((x, following))
+        new = x.T.to(dtype) @ following.to(dtype)
         sums[name] = sums[name] + new if name in sums else new
 
 

@@ -51,7 +51,7 @@ class SKFAC(KroneckerOptimizer):
         inverses_every: updates between two batches whose A and G are used.
         warmup_updates: the period grows with the number k of updates done, as 1 + k // ``warmup_updates``, until it is
             what the argument says. 0 for no warm-up.
-        warmup: ``growing``, as said; or ``first_updates``: what is periodic is done in the first ``warmup_updates``
+        warmup_schedule: ``growing``, as said; or ``first_updates``: what is periodic is done in the first ``warmup_updates``
             updates, and then in the k-th where k is a multiple of its period (Martens, Grosse 2015, algorithm 2, with 3
             and 20).
         kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
@@ -100,7 +100,7 @@ class SKFAC(KroneckerOptimizer):
         fisher: Fisher = "mc",
         inverses_every: int = 10,
         warmup_updates: int = 10,
-        warmup: Warmup = "growing",
+        warmup_schedule: Warmup = "growing",
         kl_clip: float | None = 1e-3,
         momentum: float = 0.9,
         nesterov: bool = False,
@@ -122,7 +122,7 @@ class SKFAC(KroneckerOptimizer):
             statistics_every=inverses_every,
             inverses_every=inverses_every,
             warmup_updates=warmup_updates,
-            warmup=warmup,
+            warmup_schedule=warmup_schedule,
             kl_clip=kl_clip,
             momentum=momentum,
             nesterov=nesterov,

@@ -36,6 +36,7 @@ from torch import Tensor
 from kftune.optim.curvature.layers import ConvLayer, Layer
 from kftune.optim.curvature.patches import patch_sums
 from kftune.optim.linalg.decompositions import eigendecompositions
+from kftune.optim.linalg.products import widest
 
 CoarseMean: TypeAlias = Literal["own_positions", "common_positions"]
 COARSE_MEANS: tuple[str, ...] = get_args(CoarseMean)
@@ -133,7 +134,8 @@ def _of_one_rank(grids: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """(l, r) from stacks of maps (l, N, *grid) and (r, N, *grid')."""
     grid = [min(sizes) for sizes in zip(left.shape[2:], right.shape[2:], strict=True)]
-    return (_sample(left, grid).flatten(1) @ _sample(right, grid).flatten(1).T).double()
+    dtype = widest((left, right))
+    return (_sample(left.to(dtype), grid).flatten(1) @ _sample(right.to(dtype), grid).flatten(1).T).double()
 
 
 def _sample(stack: Tensor, grid: Sequence[int]) -> Tensor:

@@ -50,7 +50,7 @@ class KroneckerOptimizer(MomentumOptimizer):
         inverses_every: updates between two inversions; a multiple of ``statistics_every``.
         warmup_updates: both periods grow with the number k of updates done, as 1 + k // ``warmup_updates``, until they
             are what the arguments say: at first the network changes too fast for old curvature. 0 for no warm-up.
-        warmup: ``growing``, as said; or ``first_updates``: statistics and inversions in the first ``warmup_updates``
+        warmup_schedule: ``growing``, as said; or ``first_updates``: statistics and inversions in the first ``warmup_updates``
             updates, and then in the k-th where k is a multiple of the period (Martens, Grosse 2015, algorithm 2).
         kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
         momentum: μ, in [0, 1), applied after the clip.
@@ -92,10 +92,10 @@ class KroneckerOptimizer(MomentumOptimizer):
         likelihood: Likelihood,
         seed: int,
         treatment: str,
-        warmup: Warmup = "growing",
+        warmup_schedule: Warmup = "growing",
     ) -> None:
         check_choice("fisher", fisher, FISHERS)
-        check_choice("warmup", warmup, WARMUPS)
+        check_choice("warmup_schedule", warmup_schedule, WARMUPS)
         check_periods(statistics_every, inverses_every)
         check_count("warmup_updates", warmup_updates, low=0)
         if kl_clip is not None:
@@ -117,7 +117,7 @@ class KroneckerOptimizer(MomentumOptimizer):
             treatment=treatment,
         )
         self._statistics_every, self._inverses_every = statistics_every, inverses_every
-        self._warmup_updates, self._warmup = warmup_updates, warmup
+        self._warmup_updates, self._warmup = warmup_updates, warmup_schedule
         self._last_statistics: int | None = None
         self._last_inversion: int | None = None
         self._kl_clip = kl_clip

@@ -19,6 +19,7 @@ from torch import Tensor
 from kftune.errors import CurvatureError
 from kftune.optim.curvature.example_gradients import ExampleGradients
 from kftune.optim.linalg.decompositions import damped_choleskys
+from kftune.optim.linalg.products import widest
 
 _LOST = 1e-2  # largest relative residual that rounding may leave
 
@@ -53,7 +54,7 @@ def factorize(names: Sequence[str], systems: Sequence[Blocks]) -> list[Tensor]:
 def _gram(system: Blocks) -> Tensor:
     """JᵀΛ⁻¹J."""
     parts = [examples.gram().div_(damping * examples.n_examples) for examples, damping in system.values()]
-    total = parts[0]
+    total = parts[0].to(widest(parts))
     for part in parts[1:]:
         total += part
     return total

@@ -15,7 +15,7 @@ from kftune.errors import suggestion
 from kftune.results import BATCH_PARAMETERS
 from kftune.study.config._flaws import show
 from kftune.training.loop.hyperparameters import loop_parameters
-from kftune.training.loop.schedules import MOMENTUM_GROWTHS, SCHEDULES, TIED_SCHEDULES, UNITS
+from kftune.training.loop.schedules import MOMENTUM_GROWTH_STARTS, MOMENTUM_GROWTHS, SCHEDULES, TIED_SCHEDULES, UNITS
 
 if TYPE_CHECKING:
     from kftune.optim import OptimizerEntry
@@ -32,6 +32,7 @@ _SCHEDULED = {
     "final_weight_decay": "weight_decay",
     "momentum_growth": "momentum",
     "momentum_growth_rate": "momentum",
+    "momentum_growth_start": "momentum",
 }
 """Hyperparameters of schedules → the optimizer's own that they are of; the others are of its learning rate."""
 
@@ -41,6 +42,7 @@ _SCHEDULE_CHOICES = {
     "damping_schedule": TIED_SCHEDULES,
     "weight_decay_schedule": TIED_SCHEDULES,
     "momentum_growth": MOMENTUM_GROWTHS,
+    "momentum_growth_start": MOMENTUM_GROWTH_STARTS,
 }
 
 _NOT_TUNABLE = {"self", "model", "likelihood", "seed"}

@@ -49,6 +49,7 @@ LOOP_MEANINGS = {
     "final_weight_decay": "weight decay at the end of its schedule, as a ratio to weight_decay; 0 by default",
     "momentum_growth": "how momentum grows to its value; it is constant by default",
     "momentum_growth_rate": "speed of linear and exponential growth; 1 by default",
+    "momentum_growth_start": "the first update whose direction the velocity has: second_update by default",
 }
 """What the training loop's own hyperparameters, which every optimizer's space may have, mean."""
 

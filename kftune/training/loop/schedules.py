@@ -33,10 +33,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MOMENTUM_GROWTHS",
+    "MOMENTUM_GROWTH_STARTS",
     "SCHEDULES",
     "TIED_SCHEDULES",
     "UNITS",
     "MomentumGrowth",
+    "MomentumGrowthStart",
     "Progress",
     "Schedules",
     "momentum_after",
@@ -45,6 +47,8 @@ __all__ = [
 
 MomentumGrowth: TypeAlias = Literal["constant", "linear", "exponential", "one_minus_inverse"]
 MOMENTUM_GROWTHS: tuple[str, ...] = get_args(MomentumGrowth)
+MomentumGrowthStart: TypeAlias = Literal["second_update", "first_update"]
+MOMENTUM_GROWTH_STARTS: tuple[str, ...] = get_args(MomentumGrowthStart)
 SCHEDULES = ("constant", "linear", "cosine", "wsd", "step")
 TIED_SCHEDULES = ("with_lr", *SCHEDULES)
 UNITS = ("share", "updates", "epochs")
@@ -52,6 +56,9 @@ UNITS = ("share", "updates", "epochs")
 _DECAY_SHARE = 0.2
 _STEP_FACTOR = 0.1
 _VIRTUAL_STEPS = 1000
+
+# Not 0, for which torch's optimizers (and kftune's) keep no velocity; a product with it is lost in any sum.
+_ALMOST_ZERO = 1e-300
 
 _GROWTHS: Mapping[str, Callable[[int, float], float]] = {
     "constant": lambda k, rate: 1.0,
@@ -125,7 +132,10 @@ class Schedules:
             ``milestones`` (numbers, or their text ``"0.5, 0.75"``), ``step_factor`` and ``schedule_by`` are of the
             learning rate, and of what follows it with ``with_lr``; ``damping_schedule`` and ``weight_decay_schedule``
             with ``final_damping`` and ``final_weight_decay`` are of these, without a warm-up of their own;
-            ``momentum_growth`` and ``momentum_growth_rate``: see :func:`momentum_after`. ``schedule`` may also be the
+            ``momentum_growth`` and ``momentum_growth_rate``: see :func:`momentum_after`. ``momentum_growth_start`` is
+            the first update whose direction the velocity has: in the papers' v_k = μ_k·v_{k−1} + d_k with μ_0 = 0 it is
+            the ``first_update``, v_1 = μ_1·d_0 + d_1; torch's form keeps no v while its momentum is 0, which gives
+            v_1 = d_1, the ``second_update``. ``schedule`` may also be the
             JSON text of ``{"target": "torch.optim.lr_scheduler:OneCycleLR", "args": {…}}``: a scheduler of torch, which
             makes a step per update or epoch (``schedule_by``), or 1000 evenly over the budget.
         total_updates: the budget, if it is one of updates; to refuse what lies beyond.
@@ -157,11 +167,15 @@ class Schedules:
         if "momentum_growth" in params:
             growth = _one_of("momentum_growth", params["momentum_growth"], MOMENTUM_GROWTHS)
             rate = _number("momentum_growth_rate", params.get("momentum_growth_rate", 1.0), 0.0, math.inf)
-            self._set(
-                "momentum",
-                "momentum_growth",
-                lambda base, progress: momentum_after(progress.updates, growth=growth, rate=rate, largest=base),
-            )
+            start = params.get("momentum_growth_start", "second_update")
+            keeps_first = _one_of("momentum_growth_start", start, MOMENTUM_GROWTH_STARTS) == "first_update"
+            least = _ALMOST_ZERO if keeps_first else 0.0
+
+            def momentum(base: float, progress: Progress) -> float:
+                grown = momentum_after(progress.updates, growth=growth, rate=rate, largest=base)
+                return max(grown, min(least, base))
+
+            self._set("momentum", "momentum_growth", momentum)
 
     def __bool__(self) -> bool:
         """Whether there is anything to set."""
@@ -324,6 +338,7 @@ _NEEDS = {
     "final_damping": ("damping_schedule",),
     "final_weight_decay": ("weight_decay_schedule",),
     "momentum_growth_rate": ("momentum_growth",),
+    "momentum_growth_start": ("momentum_growth",),
 }
 
 

@@ -19,7 +19,7 @@ from tests.optim._dense import (
 )
 from tests.optim._dense_rows import dense_rows
 
-ENTRIES = [entry for entry in OPTIMIZERS if "warmup" in inspect.signature(entry.cls).parameters]
+ENTRIES = [entry for entry in OPTIMIZERS if "warmup_schedule" in inspect.signature(entry.cls).parameters]
 every = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 
 AVERAGED = ("input_covariance", "gradient_covariance", "input_cross", "gradient_cross", "scalings")
@@ -44,9 +44,9 @@ def inverted_at(entry, n, **settings):
 @every
 def test_the_papers_schedule_is_the_first_updates_and_then_the_multiples(entry):
     settings = {"statistics_every": 1, "inverses_every": 6, "scalings_every": 1}
-    paper = inverted_at(entry, 19, warmup="first_updates", warmup_updates=3, **settings)
+    paper = inverted_at(entry, 19, warmup_schedule="first_updates", warmup_updates=3, **settings)
     assert paper == [1, 2, 3, 6, 12, 18]
-    assert inverted_at(entry, 19, warmup="first_updates", warmup_updates=0, **settings) == [1, 6, 12, 18]
+    assert inverted_at(entry, 19, warmup_schedule="first_updates", warmup_updates=0, **settings) == [1, 6, 12, 18]
 
 
 @every
@@ -65,7 +65,7 @@ def test_between_inversions_updates_are_solves_with_the_old_factors():
     """Dense K-FAC with every = 4, in the paper's schedule."""
     lam, averages = 0.1, {}
     model = network()
-    settings = {"statistics_every": 1, "inverses_every": 4, "warmup": "first_updates", "warmup_updates": 2}
+    settings = {"statistics_every": 1, "inverses_every": 4, "warmup_schedule": "first_updates", "warmup_updates": 2}
     optimizer = KFAC(
         model,
         lr=1.0,
@@ -99,7 +99,7 @@ def test_between_inversions_updates_are_solves_with_the_old_factors():
 
 def test_gamma_is_tried_in_updates_whose_number_is_a_multiple():
     settings = {"rescale": "alpha", "adaptive_gamma": True, "kl_clip": None, "momentum": 0.0, "statistics_every": 1}
-    settings |= {"inverses_every": 5, "gamma_every": 5, "warmup": "first_updates", "warmup_updates": 3}
+    settings |= {"inverses_every": 5, "gamma_every": 5, "warmup_schedule": "first_updates", "warmup_updates": 3}
     model = network()
     optimizer = KFAC(model, lr=1.0, likelihood="categorical", **settings)
     gammas = [optimizer.readings()["gamma"]]
