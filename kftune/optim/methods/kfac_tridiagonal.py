@@ -20,6 +20,7 @@ from kftune.optim.interface import Closure
 from kftune.optim.linalg.products import widest
 from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned
 from kftune.optim.preconditioning.tridiagonal import Cross, End, Link, Moments, apply, invert
+from kftune.optim.updates.averages import Decay
 from kftune.space import Float, Int, Space
 
 
@@ -213,7 +214,7 @@ class BlockTridiagonalKFAC(KroneckerOptimizer):
 
     # The update.
 
-    def _average_statistics(self, decay: float) -> None:
+    def _average_statistics(self, decay: Decay) -> None:
         super()._average_statistics(decay)
         for key, crosses in self._crosses.items():
             self._average(key, crosses, decay)

@@ -26,10 +26,12 @@ from kftune.optim.preconditioning.coarse import (
     damped_inverse,
     input_sums,
     join,
+    moments_of,
     output_sums,
 )
 from kftune.optim.preconditioning.damping import DampingMethod
 from kftune.optim.preconditioning.kronecker import Preconditioned
+from kftune.optim.updates.averages import Decay
 from kftune.space import Float, Int, Space
 
 CoarseDamping: TypeAlias = Literal["identity", "sizes"]
@@ -180,12 +182,12 @@ class TwoLevelKFAC(KFAC):
 
     # The update.
 
-    def _average_statistics(self, decay: float) -> None:
+    def _average_statistics(self, decay: Decay) -> None:
         super()._average_statistics(decay)
         moments, self._moments = self._moments, None
         if moments is not None:
-            self._input_moments = average(self._input_moments, moments[0], decay)
-            self._gradient_moments = average(self._gradient_moments, moments[1], decay)
+            self._input_moments = average(self._input_moments, moments[0], self._factor_decay)
+            self._gradient_moments = average(self._gradient_moments, moments[1], self._factor_decay)
 
     def _invert(self) -> None:
         super()._invert()
@@ -238,7 +240,7 @@ class TwoLevelKFAC(KFAC):
         super()._load_extra_state(extra)
         device = next(iter(self._layers.values())).weight.device if self._layers else None
         loaded = {
-            key: None if own is None else Moments(**{part: tensor.to(device) for part, tensor in own.items()})
+            key: None if own is None else moments_of(own, extra["n_statistics"], device)
             for key, own in extra["coarse_moments"].items()
         }
         self._input_moments, self._gradient_moments = loaded["inputs"], loaded["gradients"]
