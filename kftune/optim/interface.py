@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kftune.errors import DivergenceError
 from kftune.optim.linalg.finite import all_finite
 from kftune.optim.saving import SavableOptimizer
+from kftune.optim.updates.buffers import RunningStatistics
 
 Closure: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
 """Runs the model forward on one micro-batch; returns (mean loss, output). It does not call ``backward``."""
@@ -46,7 +47,8 @@ class ModelOptimizer(SavableOptimizer):
 
     An update that is refused leaves the optimizer as it was before its first micro-batch, bit for bit. So whatever
     :meth:`_extra_state` names is replaced, never changed in place, and ``self.state`` only changes when nothing can be
-    refused any more, after :meth:`_commit`.
+    refused any more, after :meth:`_commit`. The running statistics of batch normalisation, which the forward pass has
+    changed, are put back too; whatever else a forward pass changes is the model's own affair.
 
     Args:
         model: the network; all its parameters belong to the optimizer, frozen ones stay as they are.
@@ -73,6 +75,7 @@ class ModelOptimizer(SavableOptimizer):
         self._loss_sum: Tensor | None = None
         self._tallies: dict[str, tuple[Tensor | float, int]] = {}
         self._undo: tuple[dict[str, Any], dict[str, tuple[Tensor | float, int]]] | None = None
+        self._running_statistics = RunningStatistics(model)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -118,6 +121,7 @@ class ModelOptimizer(SavableOptimizer):
         self.zero_grad(set_to_none=True)
         self._loss_sum = None
         self._undo = self._extra_state(), dict(self._tallies)
+        self._running_statistics.remember()
 
     def _commit(self) -> None:
         """Say that from here on the update cannot be refused: parameters and state are about to change in place."""
@@ -128,6 +132,7 @@ class ModelOptimizer(SavableOptimizer):
         if self._undo is not None:
             extra, self._tallies = self._undo
             self._load_extra_state(extra)
+            self._running_statistics.restore()
             self._undo = None
 
     def _forward_backward(self, closure: Closure) -> tuple[Tensor, int]:

@@ -19,6 +19,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from kftune.optim.curvature.capture import Capture
 from kftune.optim.curvature.graph import parameters_reached
 from kftune.optim.curvature.layers import Layer, find_layers
+from kftune.optim.curvature.layout import ClassDimension
 from kftune.optim.curvature.likelihoods import Fisher, GradientScale, Likelihood, label_scale, output_vectors
 from kftune.optim.curvature.random import Random
 from kftune.optim.curvature.rows import LazyRows, Passed, Rows, make_rows
@@ -121,6 +122,7 @@ class Gatherer:
         self._capture = Capture({name: module for name, (module, _) in found.items()})
         self._likelihood, self._fisher, self._examples_first = likelihood, fisher, examples_first
         self._scale: GradientScale = scale
+        self._classes = ClassDimension() if likelihood == "categorical" and fisher is not None else None
 
     # Forward.
 
@@ -156,6 +158,8 @@ class Gatherer:
                         self._add_input(use.module, use.a, wanted.statistics, phases)
             if self._fisher not in (None, "empirical"):
                 self._back_propagate_fisher(output, uses, wanted, phases)
+            if self._classes is not None:  # after the passes above, whose gradients are not the loss'
+                self._classes.watch(output)
         scale = label_scale(output, self._likelihood, self._scale) if self._fisher == "empirical" else 1.0
         return Passage(loss, n_examples, uses, scale)
 
@@ -237,12 +241,19 @@ class Gatherer:
     def take_loss_gradients(self, passage: Passage, unit: int, wanted: Wanted, phases: PhaseTimer) -> None:
         """After the loss' backward pass: what the empirical Fisher is made of; nothing for another one.
 
+        Where the pass shows that the output is not what the likelihood takes it for, it is refused.
+
         Args:
             passage: of the micro-batch.
             unit: what was differentiated is 1/unit times the sum over examples of the unreduced loss.
             wanted: as in :meth:`forward`.
             phases: where the time is reported to.
+
+        Raises:
+            RuntimeError: classes are not in the output's last dimension.
         """
+        if self._classes is not None:
+            self._classes.check()
         if self._fisher != "empirical":
             return
         if wanted.take_rows is not None:

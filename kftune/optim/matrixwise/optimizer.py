@@ -75,7 +75,7 @@ class MatrixwiseOptimizer(ModelOptimizer):
         self._sides: dict[nn.Parameter, tuple[Side, ...]] = {p: own for p, own in sides.items() if own}
         self._max_dimension = max_dimension
         self._moments: dict[tuple[nn.Parameter, Side], Tensor] = {}  # GGᵀ or GᵀG of this update
-        self._saved: dict[nn.Parameter, dict[str, Any]] = {}  # of the state, before this update
+        self._saved: dict[nn.Parameter, dict[str, Any] | None] = {}  # of the state, before this update
         self._treatment, self._fallback = treatment, fallback
 
     @abstractmethod
@@ -85,7 +85,7 @@ class MatrixwiseOptimizer(ModelOptimizer):
     def _begin(self) -> None:
         super()._begin()
         self._moments = {}
-        self._saved = {p: dict(self.state[p]) for p in self._sides if p in self.state}
+        self._saved = {p: dict(self.state[p]) if p in self.state else None for p in self._sides}
 
     def _commit(self) -> None:
         super()._commit()
@@ -94,7 +94,10 @@ class MatrixwiseOptimizer(ModelOptimizer):
     def _roll_back(self) -> None:
         super()._roll_back()
         for p, state in self._saved.items():
-            self.state[p] = state
+            if state is None:
+                self.state.pop(p, None)
+            else:
+                self.state[p] = state
         self._saved = {}
 
     def _batch_statistics(self) -> list[Tensor]:
@@ -135,6 +138,18 @@ class MatrixwiseOptimizer(ModelOptimizer):
                 moment = self._moments.pop((p, side))
                 old = state.get(f"{side}_covariance")
                 state[f"{side}_covariance"] = moment if old is None else lerped([old], [moment], 1 - decay)[0]
+
+    def _copied_averages(self, parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+        """States whose averages of the gradient are copies: they may change in place before an update is sure.
+
+        What they were stays with the state that an update that is refused goes back to.
+        """
+        found = []
+        for p in parameters:
+            state = self.state[p]
+            state.update({key: state[key].clone() for key in ("step", "exp_avg", "exp_avg_sq") if key in state})
+            found.append(state)
+        return found
 
     def _label(self, parameter: nn.Parameter, side: Side) -> str:
         """What errors call a factor."""

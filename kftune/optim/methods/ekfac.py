@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
@@ -211,9 +212,11 @@ class EKFAC(KroneckerOptimizer):
         factors = self._factors()
         names = [f"{side} covariance of layer {name!r}" for name in factors for side in ("input", "gradient")]
         found = eigendecompositions(names, [matrix for pair in factors.values() for matrix in pair])
-        shared = dict(self._shared)
+        shared, counts = dict(self._shared), dict(self._n_averaged.get("scalings", {}))
         for name, A, G in zip(factors, found[::2], found[1::2], strict=True):
             state, basis = self._layer_state[name], Basis(A.vectors, G.vectors)
+            if not self._is_inverted(name):
+                counts[name] = 0  # what S is to begin with is no second moment
             if self._basis_change == "move" and self._is_inverted(name):
                 state["scalings"] = moved(state["scalings"], self._basis(name), basis)
             else:
@@ -222,6 +225,7 @@ class EKFAC(KroneckerOptimizer):
             shared[name] = equal_spans(G.values), equal_spans(A.values)
             share_(state["scalings"], *shared[name])
         self._shared = shared
+        self._n_averaged = self._n_averaged | {"scalings": counts}
 
     def _average_scalings(self) -> None:
         """S ← decay·S + (1 − decay)·S_batch"""
@@ -234,7 +238,7 @@ class EKFAC(KroneckerOptimizer):
         self._n_scalings += 1
         for name, own in moments.items():
             share_(own, *self._shared.get(name, ((), ())))
-        self._average("scalings", moments, decay_of(self._n_scalings, self._factor_decay))
+        self._average("scalings", moments, partial(decay_of, factor_decay=self._factor_decay), self._n_scalings)
 
     # How the gradient is preconditioned.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 import torch
@@ -193,7 +194,7 @@ class FOOF(MomentumOptimizer):
         with self.phases.phase("statistics"):
             inputs, gradients = self._batch_covariances()
             self._n_statistics += 1
-            decay = debiased_decay_of(self._n_statistics, self._factor_decay)
+            decay = partial(debiased_decay_of, factor_decay=self._factor_decay)
             self._average("input_covariance", inputs, decay)
             self._average("gradient_covariance", gradients, decay)
 

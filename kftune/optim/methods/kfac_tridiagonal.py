@@ -23,6 +23,7 @@ from kftune.optim.preconditioning.adaptive.options import AdaptiveOptions, Resca
 from kftune.optim.preconditioning.damping import Preconditioner
 from kftune.optim.preconditioning.kronecker import Preconditioned, Warmup
 from kftune.optim.preconditioning.tridiagonal import Cross, End, Link, Moments, apply, invert
+from kftune.optim.updates.averages import Decay
 from kftune.space import Float, Int, Space
 
 
@@ -282,7 +283,7 @@ class BlockTridiagonalKFAC(AdaptiveOptimizer):
 
     # The update.
 
-    def _average_statistics(self, decay: float) -> None:
+    def _average_statistics(self, decay: Decay) -> None:
         super()._average_statistics(decay)
         for key, crosses in self._crosses.items():
             self._average(key, crosses, decay)

@@ -125,7 +125,7 @@ class Shampoo(MatrixwiseOptimizer):
         """Parameter → (M̂, of any length where it will be grafted; D)."""
         grafts: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}
         for group, own in self._by_group(gradients):
-            states = [self.state[p] for p in own]
+            states = self._copied_averages(own)
             given = [gradients[p] for p in own]
             averages = [state["exp_avg"] for state in states]
             if self._grafting == "adam":

@@ -21,6 +21,7 @@ from kftune.optim.linalg.products import product
 from kftune.optim.preconditioning.damping import split_by_means
 from kftune.optim.preconditioning.gram_sides import Side, apply, flops_of_a_row, make_sides, reduced
 from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned, Warmup
+from kftune.optim.updates.averages import Decay
 from kftune.space import Float, Int, Space
 
 RowDampingMethod: TypeAlias = Literal["factored", "plain"]
@@ -152,7 +153,7 @@ class SKFAC(KroneckerOptimizer):
     def _close_statistics(self) -> None:
         """Rows are checked as they are used, in :meth:`_invert`."""
 
-    def _average_statistics(self, decay: float) -> None:
+    def _average_statistics(self, decay: Decay) -> None:
         """There is nothing to average: :meth:`_invert` takes the batch's rows."""
         self._check_gathered()
 

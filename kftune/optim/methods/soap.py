@@ -123,7 +123,7 @@ class SOAP(MatrixwiseOptimizer):
                 zip(
                     usual,
                     adam_directions(
-                        [rotated[p] for p in usual], [self.state[p] for p in usual], fused=group["fused"], **betas
+                        [rotated[p] for p in usual], self._copied_averages(usual), fused=group["fused"], **betas
                     ),
                     strict=True,
                 )

@@ -28,11 +28,13 @@ from kftune.optim.preconditioning.coarse import (
     damped_inverse,
     input_sums,
     join,
+    moments_of,
     output_sums,
 )
 from kftune.optim.preconditioning.damping import DampingMethod
 from kftune.optim.preconditioning.kronecker import Preconditioned, Warmup
 from kftune.optim.states import check_shape
+from kftune.optim.updates.averages import Decay
 from kftune.space import Float, Int, Space
 
 CoarseDamping: TypeAlias = Literal["identity", "sizes"]
@@ -209,12 +211,12 @@ class TwoLevelKFAC(KFAC):
 
     # The update.
 
-    def _average_statistics(self, decay: float) -> None:
+    def _average_statistics(self, decay: Decay) -> None:
         super()._average_statistics(decay)
         moments, self._moments = self._moments, None
         if moments is not None:
-            self._input_moments = average(self._input_moments, moments[0], decay)
-            self._gradient_moments = average(self._gradient_moments, moments[1], decay)
+            self._input_moments = average(self._input_moments, moments[0], self._factor_decay)
+            self._gradient_moments = average(self._gradient_moments, moments[1], self._factor_decay)
 
     def _invert(self) -> None:
         super()._invert()
@@ -284,7 +286,9 @@ class TwoLevelKFAC(KFAC):
             return matrix[order][:, order].to(device)
 
         loaded = {
-            key: None if own is None else Moments(**{part: own_order(tensor) for part, tensor in own.items()})
+            key: None
+            if own is None
+            else moments_of({part: own_order(tensor) for part, tensor in own.items()}, extra["n_statistics"], device)
             for key, own in extra["coarse_moments"].items()
         }
         self._input_moments, self._gradient_moments = loaded["inputs"], loaded["gradients"]

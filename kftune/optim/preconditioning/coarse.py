@@ -60,10 +60,19 @@ class Moments(NamedTuple):
     Attributes:
         values: the entries; 0 for pairs that are not known.
         known: the pairs of layers that were seen together.
+        counts: in how many statistics, as integers.
     """
 
     values: Tensor
     known: Tensor
+    counts: Tensor
+
+
+def moments_of(tensors: Mapping[str, Tensor], n: int, device: torch.device | None) -> Moments:
+    """As they were saved; ``n`` is the number of statistics, of all pairs in a state from before they were counted."""
+    values, known = tensors["values"].to(device), tensors["known"].to(device)
+    counts = tensors["counts"].to(device) if "counts" in tensors else known * n
+    return Moments(values, known, counts)
 
 
 def input_sums(layer: Layer, a: Tensor) -> Tensor:
@@ -194,10 +203,12 @@ class CoarseSums:
         new = cross_sums(list(maps.values()))
         if total is None:
             shape = 2 * (len(self._index),)
-            total = Moments(new.new_zeros(shape), torch.zeros(shape, dtype=torch.bool, device=new.device))
+            known = torch.zeros(shape, dtype=torch.bool, device=new.device)
+            total = Moments(new.new_zeros(shape), known, known.long())
         rows = torch.tensor([self._index[name] for name in maps], device=new.device)
         total.values[rows[:, None], rows] += new
         total.known[rows[:, None], rows] = True
+        total.counts[rows[:, None], rows] = 1
         return total
 
     def moments(self) -> tuple[Moments, Moments] | None:
@@ -217,13 +228,15 @@ class CoarseSums:
         return torch.outer(roots, roots)
 
 
-def average(old: Moments | None, new: Moments, decay: float) -> Moments:
-    """decay·old + (1 − decay)·new, pair by pair: a pair's first value is taken as it is, an unseen pair stays."""
+def average(old: Moments | None, new: Moments, factor_decay: float) -> Moments:
+    """d·old + (1 − d)·new, d = min(1 − 1/k, factor_decay) for the k-th value of a pair; an unseen pair stays."""
     if old is None:
         return new
-    both = torch.lerp(old.values, new.values, 1 - decay)
+    counts = old.counts + new.counts
+    decays = (1 - 1 / counts.clamp(min=1).double()).clamp(max=factor_decay)
+    both = torch.lerp(old.values, new.values, 1 - decays)
     values = torch.where(new.known, torch.where(old.known, both, new.values), old.values)
-    return Moments(values, old.known | new.known)
+    return Moments(values, old.known | new.known, counts)
 
 
 def damped_inverse(fisher: Tensor, damping: Tensor) -> Tensor:

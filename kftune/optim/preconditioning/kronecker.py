@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
@@ -14,7 +15,7 @@ from kftune.optim.curvature.likelihoods import FISHERS, Fisher, Likelihood
 from kftune.optim.curvature.statistics import WeightSharing
 from kftune.optim.preconditioning.kl_clip import kl_clip_factor
 from kftune.optim.preconditioning.momentum import MomentumOptimizer
-from kftune.optim.updates.averages import decay_of
+from kftune.optim.updates.averages import Decay, decay_of
 from kftune.optim.updates.momentum import decayed_gradients
 
 Warmup: TypeAlias = Literal["growing", "first_updates"]
@@ -162,11 +163,11 @@ class KroneckerOptimizer(MomentumOptimizer):
         if self._covariances_due():
             with self.phases.phase("statistics"):
                 self._n_statistics += 1
-                self._average_statistics(decay_of(self._n_statistics, self._factor_decay))
+                self._average_statistics(partial(decay_of, factor_decay=self._factor_decay))
             self._last_statistics = self._n_updates
 
-    def _average_statistics(self, decay: float) -> None:
-        """A ← decay·A + (1 − decay)·A_batch, the same for G."""
+    def _average_statistics(self, decay: Decay) -> None:
+        """A ← decay(k)·A + (1 − decay(k))·A_batch, the same for G."""
         inputs, gradients = self._batch_covariances()
         self._average("input_covariance", inputs, decay)
         self._average("gradient_covariance", gradients, decay)

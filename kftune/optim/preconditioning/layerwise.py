@@ -23,7 +23,7 @@ from kftune.optim.distributed import mean_over_processes, process_group_of, rank
 from kftune.optim.interface import Closure, ModelOptimizer
 from kftune.optim.linalg.finite import all_finite
 from kftune.optim.states import check_layers, check_shape, tensors_in
-from kftune.optim.updates.averages import lerped
+from kftune.optim.updates.averages import Decay, lerped
 
 
 class LayerwiseOptimizer(ModelOptimizer):
@@ -102,6 +102,7 @@ class LayerwiseOptimizer(ModelOptimizer):
         self._fisher = fisher
         self._n_updates = 0
         self._n_statistics = 0
+        self._n_averaged: dict[str, dict[str, int]] = {}  # key of an average → layer → its values so far
         self._treatment, self._fallback = treatment, fallback
 
     # What a subclass decides.
@@ -255,15 +256,32 @@ class LayerwiseOptimizer(ModelOptimizer):
         for name, tensor in tensors.items():
             self._suspects[f"the {what} of layer {name!r}"] = tensor.sum().view(1)  # not finite if an entry is not
 
-    def _average(self, key: str, news: dict[str, Tensor], decay: float) -> None:
-        """state[key] ← decay·state[key] + (1 − decay)·new, layer by layer; a layer's first value is taken as it is.
+    def _average(self, key: str, news: dict[str, Tensor], decay: Decay, n: int | None = None) -> None:
+        """state[key] ← decay(k)·state[key] + (1 − decay(k))·new for the k-th value of a layer, whose first is taken.
 
         The old tensors stay as they are, in case the update is refused; the new ones are used up.
+
+        Args:
+            key: of the average.
+            news: layer → new value.
+            decay: weight on the old value; k counts a layer's own values, it may have been used late or rarely.
+            n: values with these of a layer whose own were not counted, in a state of before; None for statistics.
         """
-        known = [name for name in news if key in self._layer_state[name]]
-        averages = lerped([self._layer_state[name][key] for name in known], [news[name] for name in known], 1 - decay)
-        for name, average in (news | dict(zip(known, averages, strict=True))).items():
-            self._layer_state[name][key] = average
+        counts = dict(self._n_averaged.get(key, {}))
+        by_count: dict[int, list[str]] = {}
+        for name in news:
+            before = (self._n_statistics if n is None else n) - 1 if key in self._layer_state[name] else 0
+            counts[name] = counts.get(name, before) + 1
+            by_count.setdefault(counts[name], []).append(name)
+        self._n_averaged = self._n_averaged | {key: counts}
+        for k, names in by_count.items():
+            known = [name for name in names if key in self._layer_state[name]]
+            olds = [self._layer_state[name][key] for name in known]
+            averages = lerped(olds, [news[name] for name in known], 1 - decay(k))
+            for name, average in (
+                {name: news[name] for name in names} | dict(zip(known, averages, strict=True))
+            ).items():
+                self._layer_state[name][key] = average
 
     def _groups(self) -> dict[nn.Parameter, dict[str, Any]]:
         """Parameter → its group."""
@@ -314,6 +332,7 @@ class LayerwiseOptimizer(ModelOptimizer):
         return {
             "n_updates": self._n_updates,
             "n_statistics": self._n_statistics,
+            "n_averaged": self._n_averaged,
             "random": self._gatherer.random.state(),
             "layers": {name: dict(state) for name, state in self._layer_state.items()},
         }
@@ -329,6 +348,7 @@ class LayerwiseOptimizer(ModelOptimizer):
 
     def _load_extra_state(self, extra: dict[str, Any]) -> None:
         self._n_updates, self._n_statistics = extra["n_updates"], extra["n_statistics"]
+        self._n_averaged = extra.get("n_averaged", {})
         self._gatherer.random.load(extra["random"])
         self._layer_state = {
             name: {key: value.to(layer.weight.device) for key, value in extra["layers"][name].items()}

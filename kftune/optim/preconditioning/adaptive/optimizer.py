@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -117,7 +118,7 @@ class AdaptiveOptimizer(KroneckerOptimizer):
         if self._averaging:
             with self.phases.phase("update"):
                 trained = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
-                average_iterates(self.state, trained, decay_of(self._n_updates, self._averaging))
+                average_iterates(self.state, trained, partial(decay_of, factor_decay=self._averaging), self._n_updates)
 
     def _update_by_model(self, adaptation: Adaptation) -> None:
         """θ ← θ + ηδ with δ = αΔ + μδ₀ at the lowest M, γ kept if that was its doing; then λ by the reduction of h."""
