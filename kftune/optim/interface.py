@@ -71,6 +71,10 @@ class ModelOptimizer(SavableOptimizer):
         self._tallies: dict[str, tuple[Tensor | float, int]] = {}
         self._undo: tuple[dict[str, Any], dict[str, tuple[Tensor | float, int]]] | None = None
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("phases", _NoTimer())
+
     def accumulate(self, closure: Closure) -> Tensor:
         """Add one micro-batch: its gradient and, where they are due, its curvature statistics.
 

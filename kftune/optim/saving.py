@@ -12,12 +12,36 @@ from torch import Tensor, nn
 
 from kftune.optim.states import Kept, by_name, check_shape, in_own_order, tensors_in
 
+_NOT_COPIED = frozenset(
+    {
+        "phases",  # whoever keeps the time does it for the original
+        "step",  # as learning-rate schedulers wrap it: bound to the original
+        "_opt_called",
+        "_optimizer_step_pre_hooks",
+        "_optimizer_step_post_hooks",
+        "_optimizer_state_dict_pre_hooks",
+        "_optimizer_state_dict_post_hooks",
+        "_optimizer_load_state_dict_pre_hooks",
+        "_optimizer_load_state_dict_post_hooks",
+    }
+)
+
 
 class SavableOptimizer(torch.optim.Optimizer):
     """A torch optimizer with more state than ``self.state``: :meth:`_extra_state`, and what it means to load it.
 
     Whatever is kept of a parameter is told apart by the parameter's name, whatever is kept of a layer by the layer's.
     """
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All that a copy or a pickle needs to go on by itself; as torch's, without hooks and schedulers' wrappers.
+
+        Raises:
+            RuntimeError: between ``accumulate()`` and ``step()``.
+        """
+        if self._is_half_done():
+            raise RuntimeError("a copy between accumulate() and step() would lose what was accumulated")
+        return {key: value for key, value in self.__dict__.items() if key not in _NOT_COPIED}
 
     @abstractmethod
     def _is_half_done(self) -> bool:
@@ -30,6 +54,8 @@ class SavableOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """torch's, with everything else a bit-equal continuation needs under ``"extra"``.
 
+        Unlike torch's it is a snapshot: no tensor in it is one that the optimizer goes on with.
+
         Raises:
             RuntimeError: between ``accumulate()`` and ``step()``; half an update cannot be saved.
         """
@@ -37,7 +63,7 @@ class SavableOptimizer(torch.optim.Optimizer):
             raise RuntimeError("state_dict() between accumulate() and step() would lose what was accumulated")
         shapes = {name: list(p.shape) for name, p in self._named_parameters().items()}
         extra = {"optimizer": type(self).__name__, "shapes": shapes, **self._extra_state()}
-        return super().state_dict() | {"extra": extra}
+        return copy.deepcopy(super().state_dict() | {"extra": extra})
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a state of :meth:`state_dict`; it is copied, not shared, and goes to the parameters' device.

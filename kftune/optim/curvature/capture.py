@@ -24,7 +24,7 @@ OnUse: TypeAlias = Callable[[str, Tensor, Tensor], None]
 class Capture:
     """Forward hooks on some modules, silent unless :meth:`recording`.
 
-    The hooks hold only a weak reference here and go when this object does. Modules are not kept alive.
+    The hooks hold only a weak reference here and go when this object does.
 
     In a model of ``torch.compile`` the layers are compiled once as if nobody looked, and once with a break of the graph
     at each module, for what looks must see real tensors.
@@ -38,6 +38,7 @@ class Capture:
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._modules = dict(modules)
         self._on_use: OnUse | None = None
         self.is_recording = False
         self.report = _untraced_report()
@@ -45,6 +46,10 @@ class Capture:
             module.register_forward_hook(_Hook(self, name), with_kwargs=True) for name, module in modules.items()
         ]
         weakref.finalize(self, _remove_all, handles).atexit = False
+
+    def __reduce__(self) -> tuple[type[Capture], tuple[dict[str, nn.Module]]]:
+        # A copy looks at the copied modules, whose copied hooks do nothing.
+        return Capture, (self._modules,)
 
     @contextmanager
     def recording(self, on_use: OnUse) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -73,7 +74,7 @@ class TorchOptimizer(ModelOptimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's with the parameters' names, as :meth:`ModelOptimizer.state_dict` says."""
-        state = {**super().state_dict(), **self._wrapped.state_dict()}
+        state = {**super().state_dict(), **copy.deepcopy(self._wrapped.state_dict())}
         groups = zip(state["param_groups"], self._parameter_names(), strict=True)
         return state | {"param_groups": [group | {"param_names": names} for group, names in groups]}
 

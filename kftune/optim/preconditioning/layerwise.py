@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -297,6 +298,13 @@ class LayerwiseOptimizer(ModelOptimizer):
         return self._coverage(self._fallback, {p: self._treatment for layer in trained for p in layer.parameters})
 
     # State.
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        if self._process_group is not None:  # a copy belongs to the same processes
+            memo[id(self._process_group)] = self._process_group
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return made
 
     def _extra_state(self) -> dict[str, Any]:
         return {
