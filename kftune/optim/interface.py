@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from kftune.errors import DivergenceError
 from kftune.optim.linalg.finite import all_finite
@@ -21,6 +22,9 @@ Closure: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
 Phase: TypeAlias = Literal["forward_backward", "statistics", "inversion", "preconditioning", "update"]
 """Where the seconds of a step go. Nested phases are exclusive: the inner one's time is not the outer one's."""
 
+
+StepHook: TypeAlias = Callable[[torch.optim.Optimizer, tuple[Any, ...], dict[str, Any]], Any]
+"""Of torch's ``register_step_pre_hook`` and ``register_step_post_hook``."""
 
 _GROUP_READINGS = ("lr", "damping", "momentum")
 
@@ -76,6 +80,10 @@ class ModelOptimizer(SavableOptimizer):
         self._tallies: dict[str, tuple[Tensor | float, int]] = {}
         self._undo: tuple[dict[str, Any], dict[str, tuple[Tensor | float, int]]] | None = None
         self._running_statistics = RunningStatistics(model)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("phases", _NoTimer())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -169,6 +177,9 @@ class ModelOptimizer(SavableOptimizer):
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """Update the parameters once, from what was accumulated and from ``closure`` if given.
 
+        Hooks of ``register_step_pre_hook`` and ``register_step_post_hook`` find the gradient of this update in
+        ``.grad``; the former may change it.
+
         Returns:
             The mean loss over all micro-batches of this update, detached, on its device.
 
@@ -178,8 +189,24 @@ class ModelOptimizer(SavableOptimizer):
             CurvatureError: as :class:`DivergenceError`, for curvature that cannot be inverted.
             RuntimeError: if nothing was accumulated and no closure given.
         """
+        with torch.autograd.profiler.record_function(f"Optimizer.step#{type(self).__name__}.step"):
+            return self._hooked_step(closure)
+
+    # torch would run hooks before a closure has made the gradient that they are to see.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _step_hooks(self) -> tuple[list[StepHook], list[StepHook]]:
+        """What runs before an update, and what after it, as torch's optimizers have it."""
+        if type(self).step is not ModelOptimizer.step:
+            return [], []  # torch runs them round a step of the subclass' own
+        before = [*_global_optimizer_pre_hooks.values(), *self._optimizer_step_pre_hooks.values()]
+        return before, [*self._optimizer_step_post_hooks.values(), *_global_optimizer_post_hooks.values()]
+
+    def _hooked_step(self, closure: Closure | None) -> Tensor:
+        before, after = self._step_hooks()
         if closure is not None:
-            self._single = self._n_examples == 0
+            # Nobody must look at gradients in between for them to be left out.
+            self._single = self._n_examples == 0 and not before and not after
             try:
                 self.accumulate(closure)
             finally:
@@ -187,15 +214,22 @@ class ModelOptimizer(SavableOptimizer):
         if self._n_examples == 0 or self._loss_sum is None:
             raise RuntimeError("nothing to step from: call step(closure), or accumulate(closure) before step()")
         loss = self._loss_sum / self._n_examples
-        self._n_examples, self._loss_sum = 0, None
+        given = (self,) if closure is None else (self, closure)
         try:
+            for hook in before:
+                if hook(self, given, {}) is not None:
+                    raise RuntimeError("a step pre-hook cannot exchange the closure, which was run already")
+            self._n_examples, self._loss_sum = 0, None
             with torch.no_grad():
                 self._check_batch(loss)
                 self._update()
         except BaseException:
+            self._n_examples, self._loss_sum = 0, None
             self._roll_back()
             raise
         self._undo = None
+        for hook in after:
+            hook(self, given, {})
         return loss
 
     def _check_batch(self, loss: Tensor) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kftune.optim.interface import ModelOptimizer
+from kftune.optim.interface import ModelOptimizer, StepHook
 from kftune.optim.states import Kept
 
 
@@ -53,6 +53,10 @@ class TorchOptimizer(ModelOptimizer):
 
     def _gradient_holders(self) -> list[Tensor]:
         return list(self._names)
+
+    def _step_hooks(self) -> tuple[list[StepHook], list[StepHook]]:
+        # Those of all optimizers run when the wrapped one steps.
+        return [*self._optimizer_step_pre_hooks.values()], [*self._optimizer_step_post_hooks.values()]
 
     def _update(self) -> None:
         with self.phases.phase("update"):

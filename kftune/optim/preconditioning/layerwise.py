@@ -171,11 +171,11 @@ class LayerwiseOptimizer(ModelOptimizer):
         """``.grad`` of the loss; of layers that prefer it, :attr:`_gradient_rows` instead."""
         # DistributedDataParallel reduces what goes into ``.grad``.
         can_choose = self._single and self._process_group is None
-        chosen = self._gatherer.can_stay_thin(passage, self._prefers_factors) if can_choose else set()
+        trained = dict.fromkeys(p for group in self.param_groups for p in group["params"] if p.requires_grad)
+        chosen = self._gatherer.can_stay_thin(passage, self._prefers_factors, trained) if can_choose else set()
         if not chosen:
             self._backward(passage.loss, passage.n_examples)
             return
-        trained = (p for group in self.param_groups for p in group["params"] if p.requires_grad)
         self._gradient_rows = self._gatherer.back_propagate_thin(passage, chosen, trained)
 
     def _form_gradients(self, names: Iterable[str]) -> None:
