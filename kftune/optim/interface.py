@@ -85,10 +85,6 @@ class ModelOptimizer(SavableOptimizer):
         super().__setstate__(state)
         self.__dict__.setdefault("phases", _NoTimer())
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.__dict__.setdefault("phases", _NoTimer())
-
     def accumulate(self, closure: Closure) -> Tensor:
         """Add one micro-batch: its gradient and, where they are due, its curvature statistics.
 
