@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from kftune.space import Value
-from kftune.wording import plain_text
+from kftune.wording import cut, plain_text
 
 __all__ = [
     "BATCH_PARAMETERS",
@@ -25,6 +25,8 @@ __all__ = [
 
 PHASES = ("data", "forward_backward", "statistics", "inversion", "preconditioning", "update", "other")
 """Parts of the training clock; they add up to ``train_seconds``."""
+
+_LONGEST_MESSAGE = 20_000  # characters
 
 BATCH_PARAMETERS = ("batch_size", "effective_batch_size", "accumulation", "full_batch_at")
 MOMENTUM_PARAMETERS = ("momentum_growth", "momentum_growth_rate")
@@ -148,7 +150,8 @@ class RunResult:
     Attributes:
         outcome: how it ended.
         message: why, for people; empty if completed. Holds the user's traceback if their code raised. What no file,
-            terminal or database takes is escaped in it (:func:`kftune.wording.plain_text`).
+            terminal or database takes is escaped in it (:func:`kftune.wording.plain_text`), and of a very long one the
+            beginning and the end are kept.
         curve: evaluations in order; the first is the untrained model's (update 0), unless the run ended before it.
         train_seconds: reading of the training clock at the end.
         overshoot_seconds: how far the last step went past ``budget_seconds`` (0 if it did not).
@@ -183,4 +186,4 @@ class RunResult:
 
     def __post_init__(self) -> None:
         # Here is where the text of anyone's exception comes in; everything behind relies on it.
-        object.__setattr__(self, "message", plain_text(self.message))
+        object.__setattr__(self, "message", cut(plain_text(self.message), _LONGEST_MESSAGE))

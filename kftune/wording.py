@@ -7,6 +7,7 @@ from typing import Any
 
 __all__ = [
     "clock_time",
+    "cut",
     "duration",
     "loss",
     "number",
@@ -17,6 +18,7 @@ __all__ = [
     "time_unit",
 ]
 
+_GAP = 50  # characters for saying how many are left out
 _OBJECTIVES = {"test_loss": "test loss", "train_loss": "train loss", "test_error": "test error"}
 _OUTCOMES = {"out_of_memory": "out of memory", "timed_out": "timed out"}
 
@@ -41,6 +43,15 @@ def plain_text(text: str) -> str:
     if text.isascii() and "\x00" not in text:
         return text
     return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def cut(text: str, most: int) -> str:
+    """The beginning and the end of a text of more than ``most`` (at least 100) characters, and how much is gone."""
+    if len(text) <= most:
+        return text
+    kept = most - _GAP
+    head = kept // 3  # of a traceback the end says what happened
+    return f"{text[:head]} […{len(text) - kept} characters left out…] {text[head - kept :]}"
 
 
 def loss(value: float) -> str:

@@ -18,7 +18,7 @@ from rich.text import Text
 from kftune.progress.output import console, counted
 from kftune.results import CurvePoint, Outcome, RunResult
 from kftune.study.sessions.reporting import Reporter, RunKey, StudyTotals
-from kftune.wording import duration, number, objective_title, outcome_title
+from kftune.wording import cut, duration, number, objective_title, outcome_title
 
 if TYPE_CHECKING:
     from kftune.study.config import StudyConfig
@@ -28,6 +28,7 @@ __all__ = ["LiveReporter", "Pace", "PlainReporter", "ProgressReporter", "make_re
 
 _SECONDS_BETWEEN_LINES = 10.0
 _REFRESHES_PER_SECOND = 4
+_LONGEST_REASON = 300  # characters
 _INTERRUPTED = "finishing the run in progress; Ctrl-C again stops at once"
 
 
@@ -120,7 +121,7 @@ class ProgressReporter(Reporter):
         self._pace.run_finished()
         if result.outcome is Outcome.CRASHED:
             reason = (result.message.strip().splitlines() or ["no reason given"])[-1]
-            self.message(f"{self._label(key.study)}, trial {key.trial}: a run crashed: {reason}")
+            self.message(f"{self._label(key.study)}, trial {key.trial}: a run crashed: {cut(reason, _LONGEST_REASON)}")
 
     def runs_skipped(self, study: str, n: int) -> None:
         """There is less to do."""

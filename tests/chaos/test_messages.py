@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from kftune.cli import main
 from kftune.results import Outcome
-from kftune.wording import plain_text
+from kftune.wording import cut, plain_text
 from tests.chaos.studies import TARGET, is_complete, kftune, runs_of, write_fault, write_study
 
 TEXTS = {
@@ -64,3 +65,36 @@ def test_a_terminal_that_lacks_a_character(tmp_path: Path, monkeypatch: pytest.M
     assert main(["describe", "kfac"]) == 0
     out.flush()
     assert b"\\u" in out.buffer.getvalue()  # type: ignore[attr-defined]  # the BytesIO
+
+
+def test_a_long_message_is_cut_before_it_is_stored(tmp_path: Path) -> None:
+    write_study(tmp_path, problems=TARGET, repeats=2)
+    write_fault(tmp_path, 'raise ValueError("begins" + "é" * 20_000_000 + "ends")')
+    code, out, err = kftune(tmp_path, "run", "study.yaml")
+    assert code == 1  # three runs of four crashed in the same way
+    assert len(out) + len(err) < 50_000
+    assert (tmp_path / "chaos.db").stat().st_size < 1_000_000
+    messages = [run.result.message for run in runs_of(tmp_path)]
+    assert len(messages) == 3
+    for message in messages:
+        assert message.startswith("Traceback (most recent call last)")
+        assert "ValueError: beginsé" in message
+        assert message.rstrip().endswith("ends")
+        assert re.search(r"é \[…199\d{5} characters left out…\] é", message)
+        assert len(message) <= 20_000
+
+
+@pytest.mark.parametrize("length", [0, 99, 100, 101, 160, 1000, 10**6])
+def test_cutting(length: int) -> None:
+    text = "".join(chr(33 + i % 90) for i in range(length))
+    shorter = cut(text, 100)
+    assert len(shorter) <= 100
+    assert cut(shorter, 100) == shorter
+    if length <= 100:
+        assert shorter == text
+        return
+    head, _, rest = shorter.partition(" […")
+    number, _, tail = rest.partition(" characters left out…] ")
+    assert text.startswith(head)
+    assert text.endswith(tail)
+    assert len(head) + int(number) + len(tail) == length
