@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,9 @@ class Layer(ABC):
     weight: nn.Parameter
     bias: nn.Parameter | None
     outputs: slice
+
+    least_ndim: ClassVar[int]
+    """Dimensions of the module's input, the examples' own included."""
 
     @property
     def d_A(self) -> int:  # noqa: N802  # the dimension of A
@@ -100,6 +104,8 @@ class Layer(ABC):
 class LinearLayer(Layer):
     """``nn.Linear``: everything between the first and the last dimension of its input is a position."""
 
+    least_ndim = 2
+
     def examples_first(self, t: Tensor, n_examples: int) -> Tensor:
         """(T, N, …, d) → (N, T, …, d), where T is not N; all else as it is."""
         is_second = t.ndim > 2 and len(t) != n_examples and t.shape[1] == n_examples
@@ -130,6 +136,8 @@ class ConvLayer(Layer):
         window: kernel, stride, padding and dilation.
         inputs: which input channels are the layer's.
     """
+
+    least_ndim = 4
 
     window: Window
     inputs: slice

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kftune.errors import DivergenceError
 from kftune.optim.checks import check_count, check_range
+from kftune.optim.curvature.likelihoods import Likelihood
 from kftune.optim.interface import ModelOptimizer
 from kftune.optim.linalg.finite import all_finite
 from kftune.optim.linalg.gram import add_gram
@@ -42,6 +43,7 @@ class MatrixwiseOptimizer(ModelOptimizer):
         inverses_every: gradients of a parameter between two uses of its L and R.
         max_dimension: a longer side has no factor.
         precondition_1d: whether a vector counts as a matrix of one column.
+        likelihood: the model's predictive distribution; None if it does not matter.
         treatment: what :meth:`coverage` calls the matrices' rule.
         fallback: what it calls the rule for everything else.
     """
@@ -57,6 +59,7 @@ class MatrixwiseOptimizer(ModelOptimizer):
         inverses_every: int,
         max_dimension: int,
         precondition_1d: bool,
+        likelihood: Likelihood | None,
         treatment: str,
         fallback: str,
     ) -> None:
@@ -68,7 +71,7 @@ class MatrixwiseOptimizer(ModelOptimizer):
         self._max_dimension, self._precondition_1d = max_dimension, precondition_1d
         self._names: dict[nn.Parameter, str] = {}
         self._sides: dict[nn.Parameter, tuple[Side, ...]] = {}
-        super().__init__(model, group)
+        super().__init__(model, group, likelihood=likelihood)
         self._moments: dict[tuple[nn.Parameter, Side], Tensor] = {}  # GGᵀ or GᵀG of this update
         self._saved: dict[nn.Parameter, dict[str, Any]] = {}  # of the state, before this update
         self._treatment, self._fallback = treatment, fallback
