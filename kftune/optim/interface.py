@@ -67,6 +67,9 @@ class ModelOptimizer(SavableOptimizer):
     averages_squares: ClassVar[bool] = False
     """Whether squares of gradients enter averages: a gradient whose squares overflow is then refused."""
 
+    takes_complex: ClassVar[bool] = False
+    """Whether parameters may be complex."""
+
     def __init__(self, model: nn.Module, defaults: dict[str, Any], *, likelihood: str | None = None) -> None:
         super().__init__(model.named_parameters(), defaults)
         self._likelihood = likelihood
@@ -78,6 +81,20 @@ class ModelOptimizer(SavableOptimizer):
         self._loss_sum: Tensor | None = None
         self._tallies: dict[str, tuple[Tensor | float, int]] = {}
         self._undo: tuple[dict[str, Any], dict[str, tuple[Tensor | float, int]]] | None = None
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's.
+
+        Raises:
+            ValueError: a parameter is complex.
+        """
+        super().add_param_group(param_group)
+        if not self.takes_complex:
+            group = self.param_groups[-1]
+            for name, p in zip(group["param_names"], group["params"], strict=True):
+                if p.is_complex():
+                    self.param_groups.pop()
+                    raise ValueError(f"parameter {name!r} is of {p.dtype}: {type(self).__name__} takes real ones only")
 
     def expect(self, likelihood: str) -> None:
         """Say what the model's output stands for: an output that cannot be it is then refused."""

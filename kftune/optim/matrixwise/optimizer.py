@@ -19,7 +19,7 @@ from kftune.optim.curvature.likelihoods import Likelihood
 from kftune.optim.interface import ModelOptimizer
 from kftune.optim.linalg.finite import all_finite
 from kftune.optim.linalg.gram import add_gram
-from kftune.optim.linalg.products import padded_zeros
+from kftune.optim.linalg.products import padded_zeros, precise
 from kftune.optim.states import Kept
 from kftune.optim.updates.adam import adamw_group, adamw_group_step
 from kftune.optim.updates.averages import debiased_decay_of, lerped
@@ -113,7 +113,7 @@ class MatrixwiseOptimizer(ModelOptimizer):
         with self.phases.phase("statistics"):
             for p, sides in self._sides.items():
                 if p.grad is not None:
-                    gradient = as_matrix(p.grad).contiguous()
+                    gradient = as_matrix(p.grad).contiguous().to(precise(p.dtype))
                     for side in sides:
                         rows = gradient.T if side == "left" else gradient
                         moment = padded_zeros(rows.shape[1], rows.shape[1], like=rows)
@@ -127,7 +127,7 @@ class MatrixwiseOptimizer(ModelOptimizer):
 
     def _matrices(self) -> dict[nn.Parameter, Tensor]:
         """Preconditioned parameter that has a gradient → that gradient as a contiguous matrix."""
-        gradients = {p: as_matrix(p.grad).contiguous() for p in self._sides if p.grad is not None}
+        gradients = {p: as_matrix(p.grad).contiguous().to(precise(p.dtype)) for p in self._sides if p.grad is not None}
         for p, gradient in gradients.items():
             if not self.state[p]:
                 self.state[p] = {"n_updates": 0} | self._new_state(gradient)
@@ -171,7 +171,7 @@ class MatrixwiseOptimizer(ModelOptimizer):
             parameters: list[Tensor] = list(own)
             if group["weight_decay"] != 0:
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            shaped = [directions[p].view(p.shape) for p in own]
+            shaped = [directions[p].view(p.shape).to(p.dtype) for p in own]
             torch._foreach_add_(parameters, shaped, alpha=-group["lr"])
 
     def _adamw(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -184,10 +184,10 @@ class MatrixwiseOptimizer(ModelOptimizer):
             if side not in self._sides.get(parameter, ()):
                 return None
             n = as_matrix(parameter).shape[0 if side == "left" else 1]
-            return Kept((n, n), parameter.dtype)
+            return Kept((n, n), precise(parameter.dtype))
         if parameter not in self._sides or key == "step":
             return super()._kept_as(parameter, key, value)
-        return Kept(tuple(as_matrix(parameter).shape), parameter.dtype)
+        return Kept(tuple(as_matrix(parameter).shape), precise(parameter.dtype))
 
     def _check_saved(self, saved: Mapping[str, Mapping[str, Any]], shapes: Mapping[str, Sequence[int]]) -> None:
         super()._check_saved(saved, shapes)
