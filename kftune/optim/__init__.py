@@ -9,7 +9,7 @@ Rooms, each of which imports only from those below it:
 * ``interface``: what every optimizer is; ``distributed``: several processes;
 * ``saving``: what is saved and loaded;
 * ``updates`` (momentum, Adam, averages), ``linalg`` (functions of matrices), ``checks`` (of
-  hyperparameters), ``states`` (whether they fit).
+  hyperparameters), ``states`` (whether they fit), ``closures`` (what they return).
 
 Conventions of every docstring in this package, for a layer ``s = W a + b`` and a loss that is the **mean** over N
 examples of ℓ_n:

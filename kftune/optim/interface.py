@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from kftune.errors import DivergenceError
+from kftune.optim.closures import checked
 from kftune.optim.linalg.finite import all_finite
 from kftune.optim.saving import SavableOptimizer
 from kftune.optim.updates.buffers import RunningStatistics
@@ -57,6 +58,7 @@ class ModelOptimizer(SavableOptimizer):
     Args:
         model: the network; all its parameters belong to the optimizer, frozen ones stay as they are.
         defaults: hyperparameters of the parameter group.
+        likelihood: the model's predictive distribution, for checks of what closures return; None if it does not matter.
 
     Attributes:
         phases: where the time of a step is reported to; nothing by default.
@@ -70,8 +72,13 @@ class ModelOptimizer(SavableOptimizer):
     averages_squares: ClassVar[bool] = False
     """Whether squares of gradients enter averages: a gradient whose squares overflow is then refused."""
 
-    def __init__(self, model: nn.Module, defaults: dict[str, Any]) -> None:
+    takes_complex: ClassVar[bool] = False
+    """Whether parameters may be complex."""
+
+    def __init__(self, model: nn.Module, defaults: dict[str, Any], *, likelihood: str | None = None) -> None:
         super().__init__(model.named_parameters(), defaults)
+        self._likelihood = likelihood
+        self._watched: list[Tensor] | None = None  # whose gradients closures must leave alone; None for all
         self.phases = _NoTimer()
         self._n_examples = 0
         self._n_before = 0  # examples of the update's micro-batches before the one that runs
@@ -80,6 +87,24 @@ class ModelOptimizer(SavableOptimizer):
         self._tallies: dict[str, tuple[Tensor | float, int]] = {}
         self._undo: tuple[dict[str, Any], dict[str, tuple[Tensor | float, int]]] | None = None
         self._running_statistics = RunningStatistics(model)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's.
+
+        Raises:
+            ValueError: a parameter is complex.
+        """
+        super().add_param_group(param_group)
+        if not self.takes_complex:
+            group = self.param_groups[-1]
+            for name, p in zip(group["param_names"], group["params"], strict=True):
+                if p.is_complex():
+                    self.param_groups.pop()
+                    raise ValueError(f"parameter {name!r} is of {p.dtype}: {type(self).__name__} takes real ones only")
+
+    def expect(self, likelihood: str) -> None:
+        """Say what the model's output stands for: an output that cannot be it is then refused."""
+        self._likelihood = likelihood
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -104,6 +129,8 @@ class ModelOptimizer(SavableOptimizer):
             The micro-batch's mean loss, detached, on its device.
 
         Raises:
+            TypeError: the closure returned something else.
+            ValueError: the closure returned other shapes, an empty batch, a loss without a graph, or changed ``.grad``.
             DivergenceError: never here; :meth:`step` checks the sum.
         """
         if self._n_examples == 0:
@@ -111,14 +138,22 @@ class ModelOptimizer(SavableOptimizer):
         self._n_before, self._n_examples = self._n_examples, 0
         try:
             with torch.enable_grad(), self.phases.phase("forward_backward"):
-                loss, n_examples = self._forward_backward(closure)
+                loss, n_examples = self._forward_backward(checked(closure, self._likelihood, self._watch()))
         except BaseException:
             self._roll_back()
             raise
+        if self._watched is None:
+            self._watched = sorted(self._watch(), key=lambda p: p.grad is None)[:1]
         weighted = loss.detach() * n_examples
         self._loss_sum = weighted if self._loss_sum is None else self._loss_sum + weighted
         self._n_examples = self._n_before + n_examples
         return loss.detach()
+
+    def _watch(self) -> list[Tensor]:
+        """Parameters on which a closure that goes backward by itself is noticed: all the first time, then one."""
+        if self._watched is not None:
+            return self._watched
+        return [p for p in self._gradient_holders() if p.requires_grad]
 
     def _begin(self) -> None:
         """Forget gradients and whatever else belongs to a single update."""

@@ -147,7 +147,9 @@ class Gatherer:
         uses: list[Use] = []
 
         def on_use(module: str, a: Tensor, s: Tensor) -> None:
-            layer = self.of_module[module][0]
+            layer = self._layer_with_examples(module, a)
+            if len(a) == 0:
+                return
             use = Use(module, a.detach(), _origin(a), get_gradient_edge(s), layer.positions(s), layer.n_rows(s))
             uses.append(use)
             if wanted is not None:
@@ -175,6 +177,9 @@ class Gatherer:
         inputs: list[tuple[str, Tensor]] = []
 
         def on_use(module: str, a: Tensor, s: Tensor) -> None:
+            self._layer_with_examples(module, a)
+            if len(a) == 0:
+                return
             if self._examples_first:  # which rows belong to an example is known afterwards
                 inputs.append((module, a.detach()))
             else:
@@ -186,6 +191,20 @@ class Gatherer:
         for module, a in inputs:
             self._add_input(module, a, statistics, phases)
         return loss, len(output)
+
+    def _layer_with_examples(self, module: str, a: Tensor) -> Layer:
+        """The module's (first) layer.
+
+        Raises:
+            ValueError: its input has no dimension of examples.
+        """
+        layer = self.of_module[module][0]
+        if a.ndim < layer.least_ndim:
+            raise ValueError(
+                f"layer {module!r} was given an input of the shape {tuple(a.shape)}, which has no dimension of "
+                "examples: give one example with a dimension of its own (x[None])"
+            )
+        return layer
 
     def _add_input(self, module: str, a: Tensor, statistics: Statistics, phases: PhaseTimer) -> None:
         with phases.phase("statistics"):
@@ -232,6 +251,10 @@ class Gatherer:
         """Back-propagate the Fisher's output vectors to the layers only: no weight's gradient is computed."""
         if not uses or self._fisher is None:
             return
+        if not output.requires_grad:
+            raise ValueError(
+                "the closure returned an output without a graph: curvature needs the model's own, not .detach()"
+            )
         edges = [use.edge for use in uses]
         with phases.phase("statistics"):
             generator = self.random.on(output.device)

@@ -50,8 +50,8 @@ def make_rows(layer: Layer, passed: Sequence[Passed], n_examples: int) -> Rows:
     """
     parts: list[Rows] = []
     for a, g, positions in passed:
-        inputs = layer.homogeneous_rows(layer.examples_first(a, n_examples)).to(layer.weight.dtype)
-        gradients = layer.output_rows(layer.examples_first(g, n_examples)).to(layer.weight.dtype)
+        inputs = layer.homogeneous_rows(layer.examples_first(a, n_examples)).to(layer.dtype)
+        gradients = layer.output_rows(layer.examples_first(g, n_examples)).to(layer.dtype)
         inputs, gradients = (fold(t, n_examples, layer.name) for t in (inputs, gradients))
         own = positions if math.prod(positions) == inputs.shape[1] else (inputs.shape[1],)
         parts.append(Rows(inputs, gradients, own))

@@ -69,7 +69,7 @@ class Statistics:
             rows = fold(mean_patch(a[:, layer.inputs], layer.window)[:, None], self._in_batch, layer.name).mean(dim=1)
         else:
             rows = fold(layer.input_rows(a), self._in_batch, layer.name).mean(dim=1)
-        return rows.reshape(-1, rows.shape[-1]).to(layer.weight.dtype)
+        return rows.reshape(-1, rows.shape[-1]).to(layer.dtype)
 
     def set_gradient_scale(self, scale: float) -> None:
         """Say what the gradients added from here on must be multiplied with; 1 at first."""
@@ -95,7 +95,7 @@ class Statistics:
         if self._reduce:
             rows = fold(rows, self._in_batch, layer.name).sum(dim=1)
         rows = rows.reshape(-1, rows.shape[-1])
-        return rows.to(layer.weight.dtype)
+        return rows.to(layer.dtype)
 
     def input_covariances(self) -> dict[str, Tensor]:
         """Layer → A of this update, for the layers that were used. Consumes the sums."""

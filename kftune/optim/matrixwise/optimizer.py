@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from kftune.errors import DivergenceError
 from kftune.optim.checks import check_count, check_range
+from kftune.optim.curvature.likelihoods import Likelihood
 from kftune.optim.interface import ModelOptimizer
 from kftune.optim.linalg.finite import all_finite
 from kftune.optim.linalg.gram import add_gram
-from kftune.optim.linalg.products import padded_zeros
+from kftune.optim.linalg.products import padded_zeros, precise
 from kftune.optim.states import Kept
 from kftune.optim.updates.adam import adamw_group, adamw_group_step
 from kftune.optim.updates.averages import debiased_decay_of, lerped
@@ -42,6 +43,7 @@ class MatrixwiseOptimizer(ModelOptimizer):
         inverses_every: gradients of a parameter between two uses of its L and R.
         max_dimension: a longer side has no factor.
         precondition_1d: whether a vector counts as a matrix of one column.
+        likelihood: the model's predictive distribution; None if it does not matter.
         treatment: what :meth:`coverage` calls the matrices' rule.
         fallback: what it calls the rule for everything else.
     """
@@ -57,6 +59,7 @@ class MatrixwiseOptimizer(ModelOptimizer):
         inverses_every: int,
         max_dimension: int,
         precondition_1d: bool,
+        likelihood: Likelihood | None,
         treatment: str,
         fallback: str,
     ) -> None:
@@ -68,7 +71,7 @@ class MatrixwiseOptimizer(ModelOptimizer):
         self._max_dimension, self._precondition_1d = max_dimension, precondition_1d
         self._names: dict[nn.Parameter, str] = {}
         self._sides: dict[nn.Parameter, tuple[Side, ...]] = {}
-        super().__init__(model, group)
+        super().__init__(model, group, likelihood=likelihood)
         self._moments: dict[tuple[nn.Parameter, Side], Tensor] = {}  # GGᵀ or GᵀG of this update
         self._saved: dict[nn.Parameter, dict[str, Any] | None] = {}  # of the state, before this update
         self._treatment, self._fallback = treatment, fallback
@@ -113,7 +116,7 @@ class MatrixwiseOptimizer(ModelOptimizer):
         with self.phases.phase("statistics"):
             for p, sides in self._sides.items():
                 if p.grad is not None:
-                    gradient = as_matrix(p.grad).contiguous()
+                    gradient = as_matrix(p.grad).contiguous().to(precise(p.dtype))
                     for side in sides:
                         rows = gradient.T if side == "left" else gradient
                         moment = padded_zeros(rows.shape[1], rows.shape[1], like=rows)
@@ -127,7 +130,7 @@ class MatrixwiseOptimizer(ModelOptimizer):
 
     def _matrices(self) -> dict[nn.Parameter, Tensor]:
         """Preconditioned parameter that has a gradient → that gradient as a contiguous matrix."""
-        gradients = {p: as_matrix(p.grad).contiguous() for p in self._sides if p.grad is not None}
+        gradients = {p: as_matrix(p.grad).contiguous().to(precise(p.dtype)) for p in self._sides if p.grad is not None}
         for p, gradient in gradients.items():
             if not self.state[p]:
                 self.state[p] = {"n_updates": 0} | self._new_state(gradient)
@@ -183,7 +186,7 @@ class MatrixwiseOptimizer(ModelOptimizer):
             parameters: list[Tensor] = list(own)
             if group["weight_decay"] != 0:
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            shaped = [directions[p].view(p.shape) for p in own]
+            shaped = [directions[p].view(p.shape).to(p.dtype) for p in own]
             torch._foreach_add_(parameters, shaped, alpha=-group["lr"])
 
     def _adamw(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -196,10 +199,10 @@ class MatrixwiseOptimizer(ModelOptimizer):
             if side not in self._sides.get(parameter, ()):
                 return None
             n = as_matrix(parameter).shape[0 if side == "left" else 1]
-            return Kept((n, n), parameter.dtype)
+            return Kept((n, n), precise(parameter.dtype))
         if parameter not in self._sides or key == "step":
             return super()._kept_as(parameter, key, value)
-        return Kept(tuple(as_matrix(parameter).shape), parameter.dtype)
+        return Kept(tuple(as_matrix(parameter).shape), precise(parameter.dtype))
 
     def _check_saved(self, saved: Mapping[str, Mapping[str, Any]], shapes: Mapping[str, Sequence[int]]) -> None:
         super()._check_saved(saved, shapes)

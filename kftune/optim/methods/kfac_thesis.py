@@ -166,6 +166,8 @@ class ThesisKFAC(LayerwiseOptimizer):
 
     def _normalize(self, tensor: Tensor) -> Tensor:
         """μ(X), in place; zeros stay zeros."""
+        if tensor.numel() == 0:
+            return tensor
         lowest, largest = tensor.aminmax()
         if not self._signed:
             largest = torch.maximum(-lowest, largest)

@@ -339,7 +339,7 @@ def _no_chain(name: str, why: str) -> str:
 
 def _of_weight(layer: Layer, rows: Tensor) -> Tensor:
     """Rows in the type of the layer's weight: under autocast, inputs and gradients of neighbours can be of two."""
-    return rows.to(layer.weight.dtype)
+    return rows.to(layer.dtype)
 
 
 def _add_crosses(sums: dict[str, Tensor], chain: Sequence[str], rows: Sequence[Tensor]) -> None:

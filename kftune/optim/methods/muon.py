@@ -64,7 +64,7 @@ class Muon(ModelOptimizer):
         adamw_beta1: decay of AdamW's gradient average, in [0, 1).
         adamw_beta2: decay of its squared gradients' average, in [0, 1).
         adamw_eps: added to the root of the latter.
-        likelihood: not used; every optimizer of kftune takes it.
+        likelihood: the model's predictive distribution, only to check the shape of its output; None for any.
         seed: not used; every optimizer of kftune takes it.
 
     Raises:
@@ -120,7 +120,7 @@ class Muon(ModelOptimizer):
             # torch moves a loaded "step" to the parameter's device for groups that say so.
             "fused": can_fuse(list(model.parameters())),
         }
-        super().__init__(model, defaults)
+        super().__init__(model, defaults, likelihood=likelihood)
         self._matrices = find_matrices(model, matrices)
         self._coefficients, self._ns_steps, self._eps = ns_coefficients, ns_steps, eps
         self._adjust_lr_fn: AdjustLr = adjust_lr_fn

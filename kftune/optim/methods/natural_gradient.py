@@ -144,7 +144,8 @@ class NaturalGradient(KroneckerOptimizer):
             found, dampings = self._gathered.result(), self._dampings()
             self._layer_state = {name: {} for name in self._layers}
             for name, examples in found.items():
-                damping = self._layers[name].weight.new_full((), dampings[name])
+                layer = self._layers[name]
+                damping = layer.weight.new_full((), dampings[name], dtype=layer.dtype)
                 self._layer_state[name] = examples.tensors | {"damping": damping}
 
     # The solve.

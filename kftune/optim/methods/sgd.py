@@ -22,7 +22,7 @@ class SGD(ModelOptimizer):
         nesterov: whether to look ahead.
         weight_decay: ℓ2 coefficient, added to the gradient as weight_decay·θ.
         decoupled_weight_decay: θ ← (1 − η·weight_decay)θ before the update instead, outside momentum.
-        likelihood: not used; every optimizer of kftune takes it.
+        likelihood: the model's predictive distribution, only to check the shape of its output; None for any.
         seed: not used; every optimizer of kftune takes it.
 
     Raises:
@@ -45,7 +45,8 @@ class SGD(ModelOptimizer):
         check_range("momentum", momentum, high=1.0)
         check_range("weight_decay", weight_decay)
         defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-        super().__init__(model, defaults | {"decoupled_weight_decay": decoupled_weight_decay})
+        defaults["decoupled_weight_decay"] = decoupled_weight_decay
+        super().__init__(model, defaults, likelihood=likelihood)
 
     def _update(self) -> None:
         with self.phases.phase("update"):

@@ -48,7 +48,7 @@ class Shampoo(MatrixwiseOptimizer):
         max_dimension: the longest side that gets a factor; 0 for none.
         precondition_1d: whether vectors are preconditioned too, as matrices of one column.
         weight_decay: decoupled.
-        likelihood: not used; every optimizer of kftune takes it.
+        likelihood: the model's predictive distribution, only to check the shape of its output; None for any.
         seed: not used; every optimizer of kftune takes it.
 
     Raises:
@@ -83,6 +83,7 @@ class Shampoo(MatrixwiseOptimizer):
             inverses_every=inverses_every,
             max_dimension=max_dimension,
             precondition_1d=precondition_1d,
+            likelihood=likelihood,
             treatment="Shampoo",
             fallback="SGD" if grafting == "sgd" else "AdamW",
         )

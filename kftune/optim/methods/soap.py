@@ -46,7 +46,7 @@ class SOAP(MatrixwiseOptimizer):
         max_dimension: the longest side that gets a basis; 0 for none, which is AdamW.
         precondition_1d: whether vectors get a basis too, as matrices of one column.
         weight_decay: decoupled.
-        likelihood: not used; every optimizer of kftune takes it.
+        likelihood: the model's predictive distribution, only to check the shape of its output; None for any.
         seed: not used; every optimizer of kftune takes it.
 
     Raises:
@@ -76,6 +76,7 @@ class SOAP(MatrixwiseOptimizer):
             inverses_every=inverses_every,
             max_dimension=max_dimension,
             precondition_1d=precondition_1d,
+            likelihood=likelihood,
             treatment="SOAP",
             fallback="AdamW",
         )

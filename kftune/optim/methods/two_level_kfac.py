@@ -247,7 +247,7 @@ class TwoLevelKFAC(KFAC):
             inputs, own = flat(self._gradient_rows[name])
             return inputs.sum(dim=1) @ own.sum(dim=1) / len(self._gradient_rows[name].inputs)
         layer = self._layers[name]
-        return torch.stack([gradients[p][layer.outputs].sum() for p in layer.parameters]).sum()
+        return torch.stack([gradients[p][layer.outputs].sum(dtype=layer.dtype) for p in layer.parameters]).sum()
 
     def _corrections(self, inverse: Tensor, totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Layer → c_i; layers without gradient count as V = 0."""

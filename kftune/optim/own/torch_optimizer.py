@@ -28,6 +28,8 @@ class TorchOptimizer(ModelOptimizer):
         ValueError: ``optimizer`` needs a closure in its ``step``, or has parameters that are not the model's.
     """
 
+    takes_complex = True
+
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         check_step(type(optimizer))
         names = {parameter: name for name, parameter in model.named_parameters()}

@@ -78,15 +78,15 @@ def moments_of(tensors: Mapping[str, Tensor], n: int, device: torch.device | Non
 def input_sums(layer: Layer, a: Tensor) -> Tensor:
     """α of one use of a layer, (N, T): the sum of every row ā, the homogeneous 1 included. No patches are made."""
     if isinstance(layer, ConvLayer):
-        sums = patch_sums(a[:, layer.inputs].to(layer.weight.dtype), layer.window).flatten(1)
+        sums = patch_sums(a[:, layer.inputs].to(layer.dtype), layer.window).flatten(1)
     else:
-        sums = layer.input_rows(a).sum(dim=2, dtype=layer.weight.dtype)
+        sums = layer.input_rows(a).sum(dim=2, dtype=layer.dtype)
     return sums if layer.bias is None else sums + 1
 
 
 def output_sums(layer: Layer, g: Tensor) -> Tensor:
     """γ of one use of a layer, (N, T): the sum of every row g."""
-    return layer.output_rows(g).sum(dim=2, dtype=layer.weight.dtype)
+    return layer.output_rows(g).sum(dim=2, dtype=layer.dtype)
 
 
 def by_example(name: str, sums: Tensor, positions: tuple[int, ...], n_examples: int) -> Map:

@@ -74,7 +74,7 @@ class LayerwiseOptimizer(ModelOptimizer):
     ) -> None:
         check_choice("likelihood", likelihood, LIKELIHOODS)
         check_choice("weight_sharing", weight_sharing, WEIGHT_SHARINGS)
-        super().__init__(model, defaults)
+        super().__init__(model, defaults, likelihood=likelihood)
         if any(isinstance(module, nn.DataParallel) and len(module.device_ids) > 1 for module in model.modules()):
             what = f"{type(self).__name__} cannot see into the copies that nn.DataParallel makes"
             raise ValueError(f"{what}: use DistributedDataParallel")

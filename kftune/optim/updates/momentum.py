@@ -15,6 +15,11 @@ def can_fuse(parameters: list[nn.Parameter]) -> bool:
     return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
 
 
+def _is_half_on_cpu(parameter: nn.Parameter) -> bool:
+    """Whether torch's fused SGD would leave most of a tensor, from 16 entries on, as it is."""
+    return parameter.device.type == "cpu" and parameter.dtype in (torch.bfloat16, torch.float16)
+
+
 def like(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
     """The same values in the parameter's memory layout, which the fused kernels take for granted."""
     if tensor.stride() == parameter.stride():
@@ -69,7 +74,7 @@ def _step(
         buffers,
         has_sparse_grad=False,
         foreach=False,
-        fused=can_fuse(parameters),
+        fused=can_fuse(parameters) and not any(_is_half_on_cpu(p) for p in parameters),
         weight_decay=0.0,
         momentum=group["momentum"],
         lr=group["lr"],
