@@ -72,6 +72,7 @@ class EKFAC(KroneckerOptimizer):
         warmup_updates: all periods grow with the number k of updates done, as 1 + k // ``warmup_updates``, until they
             are what the arguments say. 0 for no warm-up.
         kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
+        clip_fallback: whether parameters that SGD updates count in the clip, and are shortened with the rest.
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
@@ -101,6 +102,7 @@ class EKFAC(KroneckerOptimizer):
         basis_change: BasisChange = "move",
         warmup_updates: int = 10,
         kl_clip: float | None = 1e-3,
+        clip_fallback: bool = False,
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,
@@ -120,6 +122,7 @@ class EKFAC(KroneckerOptimizer):
             inverses_every=inverses_every,
             warmup_updates=warmup_updates,
             kl_clip=kl_clip,
+            clip_fallback=clip_fallback,
             momentum=momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,

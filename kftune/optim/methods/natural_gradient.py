@@ -43,6 +43,7 @@ class NaturalGradient(KroneckerOptimizer):
         fisher_examples: F is made of the first so many examples of an update's batch; None for all of them.
         inverses_every: updates between two renewals of F. What it is made of is kept meanwhile, and saved.
         kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
+        clip_fallback: whether parameters that SGD updates count in the clip, and are shortened with the rest.
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
@@ -66,6 +67,7 @@ class NaturalGradient(KroneckerOptimizer):
         fisher_examples: int | None = None,
         inverses_every: int = 1,
         kl_clip: float | None = 1e-3,
+        clip_fallback: bool = False,
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,
@@ -85,6 +87,7 @@ class NaturalGradient(KroneckerOptimizer):
             inverses_every=inverses_every,
             warmup_updates=0,
             kl_clip=kl_clip,
+            clip_fallback=clip_fallback,
             momentum=momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,

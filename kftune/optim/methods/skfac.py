@@ -53,6 +53,7 @@ class SKFAC(KroneckerOptimizer):
         warmup_updates: the period grows with the number k of updates done, as 1 + k // ``warmup_updates``, until it is
             what the argument says. 0 for no warm-up.
         kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
+        clip_fallback: whether parameters that SGD updates count in the clip, and are shortened with the rest.
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
@@ -79,6 +80,7 @@ class SKFAC(KroneckerOptimizer):
         inverses_every: int = 10,
         warmup_updates: int = 10,
         kl_clip: float | None = 1e-3,
+        clip_fallback: bool = False,
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,
@@ -98,6 +100,7 @@ class SKFAC(KroneckerOptimizer):
             inverses_every=inverses_every,
             warmup_updates=warmup_updates,
             kl_clip=kl_clip,
+            clip_fallback=clip_fallback,
             momentum=momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,

@@ -99,6 +99,60 @@ def test_an_unjudged_update_is_refused():
     assert all(torch.equal(a, b) for a, b in zip(parameters(model), before, strict=True))
 
 
+def normalised(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 3)).to(DTYPE)
+
+
+@pytest.mark.parametrize("entry", WITH_CLIP, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("unequal", [False, True], ids=["one lr", "two lrs"])
+def test_the_fallback_counts_in_the_clip_if_it_is_to(entry, unequal):
+    """Σ η²ν²⟨P, V⟩ of everything that moved is κ: at lr 3 the vectors of a LayerNorm alone are beyond it."""
+    kappa, beyond = 1e-3, []
+    for inside in (True, False):
+        for seed in range(3):
+            model = normalised(seed)
+            optimizer = build(
+                entry, model, likelihood="gaussian", lr=3.0, kl_clip=kappa, clip_fallback=inside, momentum=0.0
+            )
+            if unequal:
+                group = optimizer.param_groups[0]
+                rest = {k: v for k, v in group.items() if k not in ("params", "param_names")}
+                ends = [(slice(0, 2), 3.0), (slice(2, None), 2.0)]
+                optimizer.param_groups[:] = [
+                    rest | {"params": group["params"][own], "param_names": group["param_names"][own], "lr": lr}
+                    for own, lr in ends
+                ]
+            lrs = [3.0] * 2 + [2.0 if unequal else 3.0] * 4
+            x, y = make_batch("gaussian", 12, 4, 3, seed=seed)
+            V = torch.autograd.grad(make_closure(model, x, 5 * y, "gaussian")()[0], list(model.parameters()))
+            before = parameters(model)
+            optimizer.accumulate(make_closure(model, x, 5 * y, "gaussian"))
+            gradients = [p.grad.clone() for p in model.parameters()]
+            optimizer.step()
+            assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), gradients, strict=True))
+            # moved = ηνP
+            moved = [b - a for b, a in zip(before, parameters(model), strict=True)]
+            products = torch.tensor([lr * float((m * v).sum()) for lr, m, v in zip(lrs, moved, V, strict=True)])
+            by_layer = [products[:2].sum(), products[2], products[3], products[4:].sum()]
+            judged = (
+                float(torch.stack(by_layer).abs().sum())
+                if unequal or entry.name == "two_level_kfac"
+                else float(sum(by_layer))
+            )
+            scale = optimizer.readings()["kl_clip_scale"]
+            if inside:
+                assert judged * scale == pytest.approx(kappa, rel=1e-5)
+                assert optimizer.coverage()["1.weight"] == "SGD, inside the KL clip"
+                # νP of the fallback is ν times its gradient
+                torch.testing.assert_close(moved[2], lrs[2] * scale * V[2], rtol=1e-5, atol=1e-12)
+            else:
+                # the vectors are not shortened: η²⟨V, V⟩ of them comes on top
+                beyond.append(float(sum(lr**2 * v.square().sum() for lr, v in zip(lrs[2:4], V[2:4], strict=True))))
+                torch.testing.assert_close(moved[2], lrs[2] * V[2])
+    assert max(beyond) > kappa
+
+
 def test_coverage_says_what_is_outside_the_clip():
     model = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3))
     said = {clip: KFAC(model, kl_clip=clip, likelihood="gaussian").coverage()["1.weight"] for clip in (1e-3, None)}
