@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from kftune.errors import DivergenceError
+from kftune.errors import CurvatureError, DivergenceError
 from kftune.optim import KFAC, OPTIMIZERS, NaturalGradient
 from kftune.optim.preconditioning.kl_clip import kl_clip_factor
 from tests.optim._contract import build, parameters
@@ -82,6 +82,62 @@ def test_a_small_damping_costs_no_digits_in_single_precision(damping):
         found.append(torch.cat([(a - b).double().flatten() for a, b in zip(parameters(model), before, strict=True)]))
     # What float32 makes of the parameters and the examples' gradients stays: 1e-7·(condition of their products).
     assert relative_error(*found) < 0.05
+
+
+def natural_change(sizes, likelihood, dtype, **options):
+    """What one update adds to the parameters, in float64, and the resolution of parameters of the type."""
+    model = make_net(*sizes).to(dtype)
+    before = parameters(model)
+    optimizer = NaturalGradient(model, momentum=0.0, kl_clip=None, likelihood=likelihood, **options)
+    x, y = make_batch(likelihood, 16, sizes[0], sizes[-1])
+    y = y if likelihood == "categorical" else y.to(dtype)
+    optimizer.step(make_closure(model, x.to(dtype), y, likelihood))
+    change = [(a - b).double().flatten() for a, b in zip(parameters(model), before, strict=True)]
+    grain = torch.finfo(dtype).eps * torch.cat([p.double().flatten() for p in before]).norm()
+    return torch.cat(change), grain
+
+
+@pytest.mark.parametrize("fisher", ["empirical", "exact"])
+@pytest.mark.parametrize("likelihood", ["gaussian", "categorical"])
+@pytest.mark.parametrize("sizes", [(6, 8, 3), (40, 60, 60, 10)], ids=str)
+def test_a_solution_is_right_or_refused(sizes, likelihood, fisher):
+    """In single precision as in double, at any damping: V in the span of F's examples, or, with other examples, not."""
+    refused = []
+    for damping in (10.0**-k for k in range(2, 13)):
+        for n_examples in (4, None):
+            options = {"lr": damping, "damping": damping, "fisher": fisher, "fisher_examples": n_examples}
+            expected, _ = natural_change(sizes, likelihood, torch.float64, **options)
+            try:
+                found, grain = natural_change(sizes, likelihood, torch.float32, **options)
+            except CurvatureError:
+                refused.append((damping, n_examples))
+            else:
+                assert (found - expected).norm() < 0.5 * expected.norm() + grain
+    assert refused
+    assert max(damping for damping, _ in refused) < 1e-6
+    assert all(n_examples is None for _, n_examples in refused)
+
+
+def test_what_is_refused_says_so():
+    with pytest.raises(CurvatureError, match=r"the damping 1e-09 is too small: all .* is the gradient's rounding"):
+        natural_change((6, 8, 3), "gaussian", torch.float32, damping=1e-9, fisher="empirical")
+
+
+@pytest.mark.parametrize("block_diagonal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_damping_below_what_double_precision_resolves_is_refused(dtype, block_diagonal):
+    model = make_net(6, 8, 3).to(dtype)
+    before = parameters(model)
+    optimizer = NaturalGradient(
+        model, damping=1e-17, fisher="empirical", block_diagonal=block_diagonal, likelihood="gaussian"
+    )
+    x, y = make_batch("gaussian", 8, 6, 3)
+    with pytest.raises(CurvatureError, match=r"the damping is too small: the matrix of gradient products of .*float64"):
+        optimizer.step(make_closure(model, x.to(dtype), y.to(dtype), "gaussian"))
+    assert all(torch.equal(a, b) for a, b in zip(parameters(model), before, strict=True))
+    for group in optimizer.param_groups:
+        group["damping"] = 0.1
+    optimizer.step(make_closure(model, x.to(dtype), y.to(dtype), "gaussian"))
 
 
 def test_an_unjudged_update_is_refused():
