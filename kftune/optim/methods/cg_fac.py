@@ -52,6 +52,7 @@ class CGFAC(KroneckerOptimizer):
         fisher: ``mc`` (a label drawn from the model per example), ``exact`` (one pass per output), ``empirical`` (the
             training labels, no pass of its own) or ``permuted`` (the batch's predictions, dealt out at random).
         kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
+        clip_fallback: whether parameters that SGD updates count in the clip, and are shortened with the rest.
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
@@ -84,6 +85,7 @@ class CGFAC(KroneckerOptimizer):
         warm_start: bool = True,
         fisher: Fisher = "mc",
         kl_clip: float | None = 1e-3,
+        clip_fallback: bool = False,
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,
@@ -106,6 +108,7 @@ class CGFAC(KroneckerOptimizer):
             inverses_every=1,
             warmup_updates=0,
             kl_clip=kl_clip,
+            clip_fallback=clip_fallback,
             momentum=momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,

@@ -76,6 +76,7 @@ class EKFAC(KroneckerOptimizer):
             updates, and then in the k-th where k is a multiple of its period (Martens, Grosse 2015, algorithm 2, with 3
             and 20).
         kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
+        clip_fallback: whether parameters that SGD updates count in the clip, and are shortened with the rest.
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
@@ -117,6 +118,7 @@ class EKFAC(KroneckerOptimizer):
         warmup_updates: int = 10,
         warmup_schedule: Warmup = "growing",
         kl_clip: float | None = 1e-3,
+        clip_fallback: bool = False,
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,
@@ -139,6 +141,7 @@ class EKFAC(KroneckerOptimizer):
             warmup_updates=warmup_updates,
             warmup_schedule=warmup_schedule,
             kl_clip=kl_clip,
+            clip_fallback=clip_fallback,
             momentum=momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,

@@ -84,6 +84,7 @@ class TwoLevelKFAC(KFAC):
             and 20).
         kl_clip: κ of ν = min(1, √(κ/(η²Σ|⟨P, V⟩|))), the paper's equation 10, the learning rate inside; None for no
             clip.
+        clip_fallback: whether parameters that SGD updates count in the clip, and are shortened with the rest.
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
@@ -122,6 +123,7 @@ class TwoLevelKFAC(KFAC):
         warmup_updates: int = 10,
         warmup_schedule: Warmup = "growing",
         kl_clip: float | None = 1e-3,
+        clip_fallback: bool = False,
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,
@@ -147,6 +149,7 @@ class TwoLevelKFAC(KFAC):
             warmup_updates=warmup_updates,
             warmup_schedule=warmup_schedule,
             kl_clip=kl_clip,
+            clip_fallback=clip_fallback,
             momentum=momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kftune.optim.checks import check_choice, check_count, check_periods, check_range
 from kftune.optim.curvature.likelihoods import FISHERS, Fisher, Likelihood
 from kftune.optim.curvature.statistics import WeightSharing
-from kftune.optim.preconditioning.kl_clip import kl_clip_factor
+from kftune.optim.preconditioning.kl_clip import kl_clip_factor, squared_norm
 from kftune.optim.preconditioning.momentum import MomentumOptimizer
 from kftune.optim.updates.averages import Decay, decay_of
 from kftune.optim.updates.momentum import decayed_gradients
@@ -55,6 +55,7 @@ class KroneckerOptimizer(MomentumOptimizer):
             ``warmup_updates``
             updates, and then in the k-th where k is a multiple of the period (Martens, Grosse 2015, algorithm 2).
         kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
+        clip_fallback: whether parameters that SGD updates count in the clip, as P = V, and are shortened with the rest.
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
@@ -85,6 +86,7 @@ class KroneckerOptimizer(MomentumOptimizer):
         inverses_every: int,
         warmup_updates: int,
         kl_clip: float | None,
+        clip_fallback: bool,
         momentum: float,
         nesterov: bool,
         weight_decay: float,
@@ -122,7 +124,7 @@ class KroneckerOptimizer(MomentumOptimizer):
         self._warmup_updates, self._warmup = warmup_updates, warmup_schedule
         self._last_statistics: int | None = None
         self._last_inversion: int | None = None
-        self._kl_clip = kl_clip
+        self._kl_clip, self._clip_fallback = kl_clip, clip_fallback
 
     # When.
 
@@ -204,26 +206,54 @@ class KroneckerOptimizer(MomentumOptimizer):
         self._form_gradients([name for name in self._gradient_rows if not self._is_inverted(name)])
         gradients = decayed_gradients(self)
         preconditioned = self._precondition(gradients)
-        if self._kl_clip is not None and preconditioned:
-            groups = self._groups()
-            products = [
-                torch.sum(found.P * self._layers[name].join(gradients)) if found.product is None else found.product
-                for name, found in preconditioned.items()
-            ]
-            lrs = [groups[self._layers[name].weight]["lr"] for name in preconditioned]
-            scale = kl_clip_factor(products, lrs, self._kl_clip, absolute=self.absolute_products)
-            torch._foreach_mul_([found.P for found in preconditioned.values()], scale)
-            self._record("kl_clip_active", (scale < 1).to(scale.dtype))
-            self._record("kl_clip_scale", scale)
+        if self._kl_clip is not None:
+            gradients = self._clip(self._kl_clip, preconditioned, gradients)
         return gradients | self._split({name: found.P for name, found in preconditioned.items()})
 
+    def _clip(
+        self, kl_clip: float, preconditioned: Mapping[str, Preconditioned], gradients: dict[nn.Parameter, Tensor]
+    ) -> dict[nn.Parameter, Tensor]:
+        """Shorten P in place by ν; returns the gradients, those of the fallback shortened too if they count."""
+        groups = self._groups()
+        products = [
+            torch.sum(found.P * self._layers[name].join(gradients)) if found.product is None else found.product
+            for name, found in preconditioned.items()
+        ]
+        lrs = [groups[self._layers[name].weight]["lr"] for name in preconditioned]
+        others = self._of_fallback(preconditioned, gradients) if self._clip_fallback else {}
+        products += [squared_norm(list(own.values())) for own in others.values()]
+        lrs += others
+        if not products:
+            return gradients
+        scale = kl_clip_factor(products, lrs, kl_clip, absolute=self.absolute_products)
+        if preconditioned:
+            torch._foreach_mul_([found.P for found in preconditioned.values()], scale)
+        self._record("kl_clip_active", (scale < 1).to(scale.dtype))
+        self._record("kl_clip_scale", scale)
+        shortened: dict[nn.Parameter, Tensor] = {}
+        for own in others.values():  # into new tensors: these may be the parameters' ``.grad``
+            shortened |= zip(own, torch._foreach_mul(list(own.values()), scale), strict=True)
+        return gradients | shortened
+
+    def _of_fallback(
+        self, preconditioned: Mapping[str, Preconditioned], gradients: Mapping[nn.Parameter, Tensor]
+    ) -> dict[float, dict[nn.Parameter, Tensor]]:
+        """Learning rate → the gradients of parameters outside preconditioned layers."""
+        inside = {p for name in preconditioned for p in self._layers[name].parameters}
+        found: dict[float, dict[nn.Parameter, Tensor]] = {}
+        for group in self.param_groups:
+            own = {p: gradients[p] for p in group["params"] if p in gradients and p not in inside}
+            if own:
+                found.setdefault(group["lr"], {}).update(own)
+        return found
+
     def coverage(self) -> dict[str, str]:
-        """As every layer-wise method's; with a KL clip, parameters of the fallback are said to be outside it."""
+        """As every layer-wise method's; with a KL clip, on which side of it parameters of the fallback are."""
         said = super().coverage()
         if self._kl_clip is None:
             return said
-        outside = f"{self._fallback}, outside the KL clip"
-        return {name: outside if rule == self._fallback else rule for name, rule in said.items()}
+        clipped = f"{self._fallback}, {'inside' if self._clip_fallback else 'outside'} the KL clip"
+        return {name: clipped if rule == self._fallback else rule for name, rule in said.items()}
 
     def _extra_state(self) -> dict[str, Any]:
         return super()._extra_state() | {
