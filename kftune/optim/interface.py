@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -10,9 +9,11 @@ from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from kftune.errors import DivergenceError
 from kftune.optim.linalg.finite import all_finite
+from kftune.optim.saving import SavableOptimizer
 
 Closure: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
 """Runs the model forward on one micro-batch; returns (mean loss, output). It does not call ``backward``."""
@@ -20,6 +21,9 @@ Closure: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
 Phase: TypeAlias = Literal["forward_backward", "statistics", "inversion", "preconditioning", "update"]
 """Where the seconds of a step go. Nested phases are exclusive: the inner one's time is not the outer one's."""
 
+
+StepHook: TypeAlias = Callable[[torch.optim.Optimizer, tuple[Any, ...], dict[str, Any]], Any]
+"""Of torch's ``register_step_pre_hook`` and ``register_step_post_hook``."""
 
 _GROUP_READINGS = ("lr", "damping", "momentum")
 
@@ -37,7 +41,7 @@ class _NoTimer:
         return nullcontext()
 
 
-class ModelOptimizer(torch.optim.Optimizer):
+class ModelOptimizer(SavableOptimizer):
     """Base of kftune's optimizers: accumulation of micro-batches, the finiteness check, phases, exact state.
 
     A subclass implements :meth:`_update` and :meth:`coverage`. One that keeps more than ``self.state`` also implements
@@ -70,6 +74,10 @@ class ModelOptimizer(torch.optim.Optimizer):
         self._loss_sum: Tensor | None = None
         self._tallies: dict[str, tuple[Tensor | float, int]] = {}
         self._undo: tuple[dict[str, Any], dict[str, tuple[Tensor | float, int]]] | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("phases", _NoTimer())
 
     def accumulate(self, closure: Closure) -> Tensor:
         """Add one micro-batch: its gradient and, where they are due, its curvature statistics.
@@ -157,6 +165,9 @@ class ModelOptimizer(torch.optim.Optimizer):
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """Update the parameters once, from what was accumulated and from ``closure`` if given.
 
+        Hooks of ``register_step_pre_hook`` and ``register_step_post_hook`` find the gradient of this update in
+        ``.grad``; the former may change it.
+
         Returns:
             The mean loss over all micro-batches of this update, detached, on its device.
 
@@ -166,8 +177,24 @@ class ModelOptimizer(torch.optim.Optimizer):
             CurvatureError: as :class:`DivergenceError`, for curvature that cannot be inverted.
             RuntimeError: if nothing was accumulated and no closure given.
         """
+        with torch.autograd.profiler.record_function(f"Optimizer.step#{type(self).__name__}.step"):
+            return self._hooked_step(closure)
+
+    # torch would run hooks before a closure has made the gradient that they are to see.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _step_hooks(self) -> tuple[list[StepHook], list[StepHook]]:
+        """What runs before an update, and what after it, as torch's optimizers have it."""
+        if type(self).step is not ModelOptimizer.step:
+            return [], []  # torch runs them round a step of the subclass' own
+        before = [*_global_optimizer_pre_hooks.values(), *self._optimizer_step_pre_hooks.values()]
+        return before, [*self._optimizer_step_post_hooks.values(), *_global_optimizer_post_hooks.values()]
+
+    def _hooked_step(self, closure: Closure | None) -> Tensor:
+        before, after = self._step_hooks()
         if closure is not None:
-            self._single = self._n_examples == 0
+            # Nobody must look at gradients in between for them to be left out.
+            self._single = self._n_examples == 0 and not before and not after
             try:
                 self.accumulate(closure)
             finally:
@@ -175,15 +202,22 @@ class ModelOptimizer(torch.optim.Optimizer):
         if self._n_examples == 0 or self._loss_sum is None:
             raise RuntimeError("nothing to step from: call step(closure), or accumulate(closure) before step()")
         loss = self._loss_sum / self._n_examples
-        self._n_examples, self._loss_sum = 0, None
+        given = (self,) if closure is None else (self, closure)
         try:
+            for hook in before:
+                if hook(self, given, {}) is not None:
+                    raise RuntimeError("a step pre-hook cannot exchange the closure, which was run already")
+            self._n_examples, self._loss_sum = 0, None
             with torch.no_grad():
                 self._check_batch(loss)
                 self._update()
         except BaseException:
+            self._n_examples, self._loss_sum = 0, None
             self._roll_back()
             raise
         self._undo = None
+        for hook in after:
+            hook(self, given, {})
         return loss
 
     def _check_batch(self, loss: Tensor) -> None:
@@ -268,46 +302,11 @@ class ModelOptimizer(torch.optim.Optimizer):
             for name, p in zip(group["param_names"], group["params"], strict=True)
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        """torch's, with everything else a bit-equal continuation needs under ``"extra"``.
+    def _is_half_done(self) -> bool:
+        return self._n_examples > 0
 
-        Raises:
-            RuntimeError: between :meth:`accumulate` and :meth:`step`; half an update cannot be saved.
-        """
-        if self._n_examples:
-            raise RuntimeError("state_dict() between accumulate() and step() would lose what was accumulated")
-        return super().state_dict() | {"extra": {"optimizer": type(self).__name__, **self._extra_state()}}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over a state of :meth:`state_dict`; it is copied, not shared, and goes to the parameters' device.
-
-        Raises:
-            ValueError: if it belongs to another optimizer or another model.
-        """
-        own = copy.deepcopy(dict(state_dict))
-        extra = own.pop("extra", None)
-        if extra is None:
-            raise ValueError("this state_dict was not made by a kftune optimizer: it has no 'extra'")
-        if extra["optimizer"] != type(self).__name__:
-            raise ValueError(f"the state_dict is one of {extra['optimizer']}, this optimizer is {type(self).__name__}")
-        self._check_extra_state(extra)
-        super().load_state_dict(own)
-        self._load_extra_state(extra)
+    def _forget_update(self) -> None:
         self._n_examples, self._loss_sum = 0, None
-
-    def _extra_state(self) -> dict[str, Any]:
-        """Plain data and tensors beyond ``self.state`` and the groups."""
-        return {}
-
-    def _check_extra_state(self, extra: dict[str, Any]) -> None:
-        """Refuse, before anything is changed, what :meth:`_load_extra_state` cannot take.
-
-        Raises:
-            ValueError: it says why.
-        """
-
-    def _load_extra_state(self, extra: dict[str, Any]) -> None:
-        """Inverse of :meth:`_extra_state`; ``extra`` belongs to this optimizer alone."""
 
 
 def _densify(parameters: Iterable[Tensor]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.nn.modules.module import _global_backward_hooks
 
 from kftune.optim.curvature.capture import Capture
 from kftune.optim.curvature.graph import parameters_reached
@@ -85,6 +86,11 @@ class Passage(NamedTuple):
     label_scale: float
 
 
+def _origin(a: Tensor) -> Node | None:
+    """What made a tensor, or what takes its gradient if it is a leaf; None if it has none."""
+    return get_gradient_edge(a).node if a.requires_grad else None
+
+
 class Gatherer:
     """Watches the layers of a model, and back-propagates to them. What belongs to an update is in :class:`Wanted`.
 
@@ -115,10 +121,11 @@ class Gatherer:
         scale: GradientScale,
     ) -> None:
         found = find_layers(model)
+        self._modules = {name: module for name, (module, _) in found.items()}
         self.of_module = {name: layers for name, (_, layers) in found.items()}
         self.layers = {layer.name: layer for layers in self.of_module.values() for layer in layers}
         self.random = Random(seed, process=process, device=next(model.parameters()).device)
-        self._capture = Capture({name: module for name, (module, _) in found.items()})
+        self._capture = Capture(self._modules)
         self._likelihood, self._fisher, self._examples_first = likelihood, fisher, examples_first
         self._scale: GradientScale = scale
 
@@ -139,7 +146,7 @@ class Gatherer:
 
         def on_use(module: str, a: Tensor, s: Tensor) -> None:
             layer = self.of_module[module][0]
-            use = Use(module, a.detach(), a.grad_fn, get_gradient_edge(s), layer.positions(s), layer.n_rows(s))
+            use = Use(module, a.detach(), _origin(a), get_gradient_edge(s), layer.positions(s), layer.n_rows(s))
             uses.append(use)
             if wanted is not None:
                 self._see(use, s, wanted, phases)
@@ -251,16 +258,23 @@ class Gatherer:
                 gradients = [use.gradients[0] * scale if use.gradients else None for use in passage.uses]
                 wanted.take_rows(passage.uses, gradients, passage.n_examples)
 
-    def can_stay_thin(self, passage: Passage, is_preferred: Callable[[Layer, int], bool]) -> set[str]:
+    def can_stay_thin(
+        self, passage: Passage, is_preferred: Callable[[Layer, int], bool], trained: Collection[nn.Parameter]
+    ) -> set[str]:
         """Modules whose gradient may stay in factors: their parameters act on the loss through their outputs alone.
 
         (A penalty on a weight, or a second use of it outside its module, adds to its gradient what no output shows.)
+        Where somebody has a hook on a gradient that would not be computed, or waits for the gradient of another leaf
+        of the graph, it is computed.
 
         Args:
             passage: of the micro-batch.
             is_preferred: (layer, number of rows) → whether factors are preferred.
+            trained: all trained parameters.
         """
         loss, n_examples, uses, _ = passage
+        if _global_backward_hooks or any(p._post_accumulate_grad_hooks for p in trained):
+            return set()
         n_rows: dict[str, int] = {}
         for use in uses:
             n_rows[use.module] = n_rows.get(use.module, 0) + use.n_rows
@@ -273,12 +287,21 @@ class Gatherer:
             )
         }
         chosen -= {use.module for use in uses if len(use.a) % n_examples}  # rows that are not of examples
+        chosen -= {module for module in chosen if self._is_hooked(module)}
         if not chosen or loss.grad_fn is None:
             return set()
         thin = [use for use in uses if use.module in chosen]
         roots = [loss.grad_fn, *(use.origin for use in thin if use.origin is not None)]
         reached = parameters_reached(roots, without=[use.edge.node for use in thin])
+        if not reached.issubset(trained):
+            return set()
         return {m for m in chosen if not any(p in reached for layer in self.of_module[m] for p in layer.parameters)}
+
+    def _is_hooked(self, module: str) -> bool:
+        """Whether somebody has a hook on the backward pass of a module, or on a gradient of its parameters."""
+        hooked: list[Any] = [self._modules[module]._backward_hooks]
+        hooked += [p._backward_hooks for layer in self.of_module[module] for p in layer.parameters]
+        return any(hooked)
 
     def back_propagate_thin(
         self, passage: Passage, modules: Collection[str], trained: Iterable[nn.Parameter]

@@ -19,6 +19,7 @@ from kftune.optim.interface import ModelOptimizer
 from kftune.optim.linalg.finite import all_finite
 from kftune.optim.linalg.gram import add_gram
 from kftune.optim.linalg.products import padded_zeros
+from kftune.optim.states import Kept
 from kftune.optim.updates.adam import adamw_group, adamw_group_step
 from kftune.optim.updates.averages import debiased_decay_of, lerped
 
@@ -164,6 +165,25 @@ class MatrixwiseOptimizer(ModelOptimizer):
     def _adamw(self, parameters: Iterable[nn.Parameter]) -> None:
         for group, own in self._by_group(parameters):
             adamw_group_step(self, group, own)
+
+    def _kept_as(self, parameter: nn.Parameter, key: str, value: Tensor) -> Kept | None:
+        side = key.partition("_")[0]
+        if side in ("left", "right"):
+            if side not in self._sides.get(parameter, ()):
+                return None
+            n = as_matrix(parameter).shape[0 if side == "left" else 1]
+            return Kept((n, n), parameter.dtype)
+        if parameter not in self._sides or key == "step":
+            return super()._kept_as(parameter, key, value)
+        return Kept(tuple(as_matrix(parameter).shape), parameter.dtype)
+
+    def _check_saved(self, saved: Mapping[str, Mapping[str, Any]], shapes: Mapping[str, Sequence[int]]) -> None:
+        super()._check_saved(saved, shapes)
+        for name, p in self._named_parameters().items():
+            for side in self._sides.get(p, ()):
+                if saved[name] and f"{side}_covariance" not in saved[name]:
+                    what = f"the state_dict has no {side} factor of parameter {name!r}, which this optimizer keeps"
+                    raise ValueError(f"{what}: was it made with other options?")
 
     def coverage(self) -> dict[str, str]:
         """Parameter name → the matrices' rule (and which side of it alone), the fallback, or ``"frozen"``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, TypeAlias, get_args
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,7 @@ class CGFAC(KroneckerOptimizer):
     """
 
     needs_rows = True
+    layer_shapes: ClassVar[dict[str, str]] = {"solution": "GA"}
 
     def __init__(
         self,

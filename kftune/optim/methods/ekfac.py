@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +93,12 @@ class EKFAC(KroneckerOptimizer):
 
     needs_rows = True
     distributed = True
+    layer_shapes: ClassVar[dict[str, str]] = {
+        **KroneckerOptimizer.layer_shapes,
+        "input_vectors": "AA",
+        "gradient_vectors": "GG",
+        "scalings": "GA",
+    }
 
     def __init__(
         self,

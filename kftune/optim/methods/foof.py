@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, get_args
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from kftune.optim.entry import OptimizerEntry
 from kftune.optim.interface import Closure
 from kftune.optim.linalg.decompositions import damped_inverses
 from kftune.optim.linalg.products import product
-from kftune.optim.preconditioning.damping import make_preconditioners, split_damping
+from kftune.optim.preconditioning.damping import PRECONDITIONER_SHAPES, make_preconditioners, split_damping
 from kftune.optim.preconditioning.momentum import MomentumOptimizer
 from kftune.optim.updates.averages import debiased_decay_of
 from kftune.optim.updates.momentum import decayed_gradients
@@ -83,6 +83,7 @@ class FOOF(MomentumOptimizer):
     """
 
     distributed = True
+    layer_shapes: ClassVar[dict[str, str]] = {**MomentumOptimizer.layer_shapes, **PRECONDITIONER_SHAPES, "scale": ""}
 
     def __init__(
         self,

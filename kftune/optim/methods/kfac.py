@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from kftune.optim.preconditioning.adaptive.optimizer import AdaptiveOptimizer
 from kftune.optim.preconditioning.adaptive.options import AdaptiveOptions, Rescale
 from kftune.optim.preconditioning.damping import (
     DAMPING_METHODS,
+    PRECONDITIONER_SHAPES,
     DampingMethod,
     Preconditioner,
     is_preconditioner,
@@ -27,7 +28,7 @@ from kftune.optim.preconditioning.damping import (
     precondition,
     precondition_rows,
 )
-from kftune.optim.preconditioning.kronecker import Preconditioned, Warmup
+from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned, Warmup
 from kftune.space import Float, Int, Space
 
 
@@ -100,6 +101,7 @@ class KFAC(AdaptiveOptimizer):
     """
 
     distributed = True
+    layer_shapes: ClassVar[dict[str, str]] = {**KroneckerOptimizer.layer_shapes, **PRECONDITIONER_SHAPES}
 
     def __init__(
         self,

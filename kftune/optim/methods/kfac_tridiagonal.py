@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.autograd.graph import Node
@@ -85,6 +85,19 @@ class BlockTridiagonalKFAC(AdaptiveOptimizer):
 
     needs_rows = True
     distributed = True
+    layer_shapes: ClassVar[dict[str, str]] = {
+        **AdaptiveOptimizer.layer_shapes,
+        "input_cross": "An",
+        "gradient_cross": "Gn",
+        "A_regression": "An",
+        "G_regression": "Gn",
+        "A_basis": "AA",
+        "G_basis": "GG",
+        "A_values": "A",
+        "G_values": "G",
+        "A_inverse": "AA",
+        "G_inverse": "GG",
+    }
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from kftune.optim.curvature.likelihoods import Likelihood
 from kftune.optim.entry import OptimizerEntry
 from kftune.optim.interface import ModelOptimizer
 from kftune.optim.linalg.finite import all_finite
+from kftune.optim.states import Kept
 from kftune.optim.updates.adam import adamw_step
 from kftune.optim.updates.momentum import can_fuse
 from kftune.space import Float, Int, Space
@@ -183,6 +184,13 @@ class Muon(ModelOptimizer):
             weight_decay=group["weight_decay"],
             fused=group["fused"],
         )
+
+    def _kept_as(self, parameter: nn.Parameter, key: str, value: Tensor) -> Kept | None:
+        if (parameter in self._matrices) != (key == "momentum_buffer"):
+            return None
+        if key == "momentum_buffer":
+            return Kept(tuple(parameter.flatten(1).shape), parameter.dtype)
+        return super()._kept_as(parameter, key, value)
 
     def coverage(self) -> dict[str, str]:
         """Parameter name → ``"Muon"``, ``"AdamW"`` or ``"frozen"``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -59,6 +59,13 @@ class NaturalGradient(KroneckerOptimizer):
     """
 
     needs_rows = True
+    layer_shapes: ClassVar[dict[str, str]] = {
+        "matrices": "nnGA",
+        "inputs": "nnA",
+        "gradients": "nnnG",
+        "damping": "",
+        "cholesky": "nn",
+    }
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
 
@@ -74,6 +74,21 @@ class SKFAC(KroneckerOptimizer):
     """
 
     _statistics: RowStatistics
+
+    layer_shapes: ClassVar[dict[str, str]] = {
+        "input_inverse": "AA",
+        "input_cholesky": "AA",
+        "input_rows": "nA",
+        "input_solved": "nA",
+        "input_gram_cholesky": "nn",
+        "input_damping": "",
+        "gradient_inverse": "GG",
+        "gradient_cholesky": "GG",
+        "gradient_rows": "nG",
+        "gradient_solved": "nG",
+        "gradient_gram_cholesky": "nn",
+        "gradient_damping": "",
+    }
 
     def __init__(
         self,

@@ -32,6 +32,7 @@ from kftune.optim.preconditioning.coarse import (
 )
 from kftune.optim.preconditioning.damping import DampingMethod
 from kftune.optim.preconditioning.kronecker import Preconditioned, Warmup
+from kftune.optim.states import check_shape
 from kftune.space import Float, Int, Space
 
 CoarseDamping: TypeAlias = Literal["identity", "sizes"]
@@ -261,16 +262,33 @@ class TwoLevelKFAC(KFAC):
             "coarse_inverse": self._coarse_inverse,
         }
 
+    def _check_extra_state(self, extra: dict[str, Any]) -> None:
+        super()._check_extra_state(extra)
+        n = len(self._layers)
+        for side, own in extra["coarse_moments"].items():
+            for part, tensor in (own or {}).items():
+                check_shape(f"coarse {part} of {side}", tensor.shape, (n, n))
+        if extra["coarse_inverse"] is not None:
+            check_shape("coarse inverse", extra["coarse_inverse"].shape, (n, n))
+
     def _load_extra_state(self, extra: dict[str, Any]) -> None:
         super()._load_extra_state(extra)
+        place = {
+            name: i for i, name in enumerate(extra["layers"])
+        }  # of a layer's row; the model's order may be another
+        order = [place[name] for name in self._layers]
         device = next(iter(self._layers.values())).weight.device if self._layers else None
+
+        def own_order(matrix: Tensor) -> Tensor:
+            return matrix[order][:, order].to(device)
+
         loaded = {
-            key: None if own is None else Moments(**{part: tensor.to(device) for part, tensor in own.items()})
+            key: None if own is None else Moments(**{part: own_order(tensor) for part, tensor in own.items()})
             for key, own in extra["coarse_moments"].items()
         }
         self._input_moments, self._gradient_moments = loaded["inputs"], loaded["gradients"]
         inverse = extra["coarse_inverse"]
-        self._coarse_inverse = None if inverse is None else inverse.to(device)
+        self._coarse_inverse = None if inverse is None else own_order(inverse)
 
 
 ENTRIES = (

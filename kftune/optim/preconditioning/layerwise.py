@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from kftune.optim.curvature.thin import gradient
 from kftune.optim.distributed import mean_over_processes, process_group_of, rank_of
 from kftune.optim.interface import Closure, ModelOptimizer
 from kftune.optim.linalg.finite import all_finite
+from kftune.optim.states import check_layers, check_shape, tensors_in
 from kftune.optim.updates.averages import lerped
 
 
@@ -50,6 +52,10 @@ class LayerwiseOptimizer(ModelOptimizer):
 
     gradient_scale: ClassVar[GradientScale] = "fisher"
     """Of gradients towards labels; see :mod:`kftune.optim.curvature.likelihoods`."""
+
+    layer_shapes: ClassVar[dict[str, str]] = {"input_covariance": "AA", "gradient_covariance": "GG"}
+    """Tensor of ``self._layer_state[layer]`` → its dimensions, A for d_A, G for d_G and n for any number: a state is
+    loaded only where they are the layer's."""
 
     distributed: ClassVar[bool] = False
     """Whether every statistic goes through :meth:`_mean_over_processes`, so that DistributedDataParallel is exact."""
@@ -164,11 +170,11 @@ class LayerwiseOptimizer(ModelOptimizer):
         """``.grad`` of the loss; of layers that prefer it, :attr:`_gradient_rows` instead."""
         # DistributedDataParallel reduces what goes into ``.grad``.
         can_choose = self._single and self._process_group is None
-        chosen = self._gatherer.can_stay_thin(passage, self._prefers_factors) if can_choose else set()
+        trained = dict.fromkeys(p for group in self.param_groups for p in group["params"] if p.requires_grad)
+        chosen = self._gatherer.can_stay_thin(passage, self._prefers_factors, trained) if can_choose else set()
         if not chosen:
             self._backward(passage.loss, passage.n_examples)
             return
-        trained = (p for group in self.param_groups for p in group["params"] if p.requires_grad)
         self._gradient_rows = self._gatherer.back_propagate_thin(passage, chosen, trained)
 
     def _form_gradients(self, names: Iterable[str]) -> None:
@@ -297,6 +303,13 @@ class LayerwiseOptimizer(ModelOptimizer):
 
     # State.
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        if self._process_group is not None:  # a copy belongs to the same processes
+            memo[id(self._process_group)] = self._process_group
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return made
+
     def _extra_state(self) -> dict[str, Any]:
         return {
             "n_updates": self._n_updates,
@@ -306,17 +319,20 @@ class LayerwiseOptimizer(ModelOptimizer):
         }
 
     def _check_extra_state(self, extra: dict[str, Any]) -> None:
-        if set(extra["layers"]) != set(self._layers):
-            raise ValueError(
-                f"the state_dict has layers {sorted(extra['layers'])}, this optimizer has {sorted(self._layers)}"
-            )
+        check_layers(extra["layers"], self._layers)
+        for name, layer in self._layers.items():
+            for key, value in tensors_in(extra["layers"][name]):
+                shape = self.layer_shapes.get(key)
+                if shape is not None:
+                    lengths = [{"A": layer.d_A, "G": layer.d_G}.get(side) for side in shape]
+                    check_shape(f"{key} of layer {name!r}", value.shape, lengths)
 
     def _load_extra_state(self, extra: dict[str, Any]) -> None:
         self._n_updates, self._n_statistics = extra["n_updates"], extra["n_statistics"]
         self._gatherer.random.load(extra["random"])
         self._layer_state = {
-            name: {key: value.to(self._layers[name].weight.device) for key, value in state.items()}
-            for name, state in extra["layers"].items()
+            name: {key: value.to(layer.weight.device) for key, value in extra["layers"][name].items()}
+            for name, layer in self._layers.items()
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
