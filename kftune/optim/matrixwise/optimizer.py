@@ -64,19 +64,28 @@ class MatrixwiseOptimizer(ModelOptimizer):
         check_range("factor_decay", factor_decay, high=1.0, high_in=True)
         check_count("inverses_every", inverses_every)
         check_count("max_dimension", max_dimension, low=0)
-        super().__init__(model, group)
         self._factor_decay, self._inverses_every = factor_decay, inverses_every
-        self._names = {
-            p: name
-            for group in self.param_groups
-            for name, p in zip(group["param_names"], group["params"], strict=True)
-        }
-        sides = {p: sides_of(p.shape, max_dimension, precondition_1d) for p in self._names}
-        self._sides: dict[nn.Parameter, tuple[Side, ...]] = {p: own for p, own in sides.items() if own}
-        self._max_dimension = max_dimension
+        self._max_dimension, self._precondition_1d = max_dimension, precondition_1d
+        self._names: dict[nn.Parameter, str] = {}
+        self._sides: dict[nn.Parameter, tuple[Side, ...]] = {}
+        super().__init__(model, group)
         self._moments: dict[tuple[nn.Parameter, Side], Tensor] = {}  # GGᵀ or GᵀG of this update
         self._saved: dict[nn.Parameter, dict[str, Any]] = {}  # of the state, before this update
         self._treatment, self._fallback = treatment, fallback
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; the group's matrices are preconditioned too."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        for name, p in zip(group["param_names"], group["params"], strict=True):
+            self._names[p] = name
+            sides = self._sides_of(p)
+            if sides is not None:
+                self._sides[p] = sides
+
+    def _sides_of(self, parameter: nn.Parameter) -> tuple[Side, ...] | None:
+        """The sides of a parameter that have a factor; None if AdamW updates it."""
+        return sides_of(parameter.shape, self._max_dimension, self._precondition_1d) or None
 
     @abstractmethod
     def _new_state(self, gradient: Tensor) -> dict[str, Any]:

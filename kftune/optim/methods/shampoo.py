@@ -12,7 +12,7 @@ from kftune.optim.checks import check_choice, check_range
 from kftune.optim.costs.matrixwise import shampoo_floor
 from kftune.optim.curvature.likelihoods import Likelihood
 from kftune.optim.entry import OptimizerEntry
-from kftune.optim.matrixwise.optimizer import MatrixwiseOptimizer, multiply
+from kftune.optim.matrixwise.optimizer import MatrixwiseOptimizer, Side, multiply
 from kftune.optim.matrixwise.roots import inverse_roots
 from kftune.optim.updates.adam import adam_directions, adam_state
 from kftune.space import Float, Int, Space
@@ -75,6 +75,7 @@ class Shampoo(MatrixwiseOptimizer):
     ) -> None:
         check_range("damping", damping, low_in=False)
         check_choice("grafting", grafting, ("adam", "sgd", "none"))
+        self._grafting: Grafting = grafting
         super().__init__(
             model,
             {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay},
@@ -85,10 +86,12 @@ class Shampoo(MatrixwiseOptimizer):
             treatment="Shampoo",
             fallback="SGD" if grafting == "sgd" else "AdamW",
         )
-        if grafting == "sgd":  # vectors too, as matrices without a factor
-            self._sides = dict.fromkeys(self._names, ()) | self._sides
         self._damping = damping
-        self._grafting: Grafting = grafting
+
+    def _sides_of(self, parameter: nn.Parameter) -> tuple[Side, ...] | None:
+        sides = super()._sides_of(parameter)
+        # Vectors too, as matrices without a factor.
+        return () if sides is None and self._grafting == "sgd" else sides
 
     def _new_state(self, gradient: Tensor) -> dict[str, Any]:
         return adam_state(gradient) if self._grafting == "adam" else {"exp_avg": torch.zeros_like(gradient)}

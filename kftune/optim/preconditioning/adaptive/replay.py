@@ -85,8 +85,9 @@ class Replay:
         """The mean loss over all examples now, less what it was when the closures ran; float64 on the device."""
         changes = []
         for run in self._runs:
-            with self._again(run):
-                loss, _ = run.closure()
+            # A loss may differentiate by its inputs: it is run as it was.
+            with self._again(run), torch.enable_grad():
+                loss = run.closure()[0].detach()
             changes.append((loss.double() - run.loss.double()) * run.n_examples)
         return self._mean(torch.stack(changes).sum())
 
