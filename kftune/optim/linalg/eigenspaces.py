@@ -59,11 +59,14 @@ def in_range(values: Sequence[float], dtype: torch.dtype) -> list[bool]:
     return found if inside and least >= _GAP * max(inside) else [True] * len(values)
 
 
-def share_(matrix: Tensor, rows: Sequence[Span], columns: Sequence[Span]) -> None:
-    """Replace what stands in a span of rows, and then of columns, by its mean, in place; nothing else is touched."""
-    for start, end in rows:
-        own = matrix[start:end]
-        own.copy_(own.mean(dim=0, keepdim=True))
-    for start, end in columns:
-        own = matrix[:, start:end]
-        own.copy_(own.mean(dim=1, keepdim=True))
+def share_(tensor: Tensor, *spans: Sequence[Span]) -> None:
+    """Replace what stands in a span by its mean, in place, dimension by dimension; nothing else is touched.
+
+    Args:
+        tensor: of any number of dimensions.
+        spans: of each dimension, from the first on: rows, then columns of a matrix.
+    """
+    for dimension, known in enumerate(spans):
+        for start, end in known:
+            own = tensor.narrow(dimension, start, end - start)
+            own.copy_(own.mean(dim=dimension, keepdim=True))

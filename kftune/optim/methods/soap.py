@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from kftune.optim.costs.matrixwise import soap_floor
 from kftune.optim.curvature.likelihoods import Likelihood
 from kftune.optim.entry import OptimizerEntry
 from kftune.optim.linalg.eigenspaces import Span, share_
-from kftune.optim.matrixwise.optimizer import MatrixwiseOptimizer, Side, multiply
+from kftune.optim.matrixwise.optimizer import Dimensions, MatrixwiseOptimizer, Side, along_dimensions, dimension_of
 from kftune.optim.matrixwise.roots import EigenBasis, eigenbases, iterated_bases
 from kftune.optim.updates.adam import adam_directions, adam_state, shared_adam_direction
 from kftune.space import Float, Int, Space
@@ -45,6 +44,11 @@ class SOAP(MatrixwiseOptimizer):
         inverses_every: updates between two refreshments of the basis.
         max_dimension: the longest side that gets a basis; 0 for none, which is AdamW.
         precondition_1d: whether vectors get a basis too, as matrices of one column.
+        dimensions: ``matrix``, as said; ``each``: of more than two dimensions every one has its own basis, as in the
+            authors' program: of three, P = Adam(G ×₁Q₁ᵀ ×₂Q₂ᵀ ×₃Q₃ᵀ) ×₁Q₁ ×₂Q₂ ×₃Q₃, Qᵢ the eigenvectors of the
+            average of G_(i)G_(i)ᵀ with G_(i) unfolded along i; ``merged``, their ``merge_dims``: neighbouring
+            dimensions, from the first on, are one where their product is at most ``max_dimension`` (matrices, too, can
+            become a vector).
         weight_decay: decoupled.
         likelihood: the model's predictive distribution, only to check the shape of its output; None for any.
         seed: not used; every optimizer of kftune takes it.
@@ -65,6 +69,7 @@ class SOAP(MatrixwiseOptimizer):
         inverses_every: int = 10,
         max_dimension: int = 10_000,
         precondition_1d: bool = False,
+        dimensions: Dimensions = "matrix",
         weight_decay: float = 0.0,
         likelihood: Likelihood | None = None,
         seed: int = 0,
@@ -77,6 +82,7 @@ class SOAP(MatrixwiseOptimizer):
             max_dimension=max_dimension,
             precondition_1d=precondition_1d,
             likelihood=likelihood,
+            dimensions=dimensions,
             treatment="SOAP",
             fallback="AdamW",
         )
@@ -131,15 +137,20 @@ class SOAP(MatrixwiseOptimizer):
             )
             for p in own:
                 if p not in found:
-                    share = partial(share_, rows=self._null_spaces(p)[0], columns=self._null_spaces(p)[1])
-                    found[p] = shared_adam_direction(rotated[p], self.state[p], share, **betas)
+                    found[p] = shared_adam_direction(rotated[p], self.state[p], self._shared(p), **betas)
             directions |= {p: self._rotate_back(p, found[p]) for p in own}
         return directions
 
-    def _null_spaces(self, parameter: nn.Parameter) -> tuple[list[Span], list[Span]]:
-        """Rows and columns of the rotated gradient that belong to a null space of L, and of R."""
-        left, right = (self._basis(parameter, side) for side in ("left", "right"))
-        return _null_space(left), _null_space(right)
+    def _shared(self, parameter: nn.Parameter) -> Callable[[Tensor], None]:
+        spans = self._null_spaces(parameter)
+        return lambda square: share_(square, *spans)
+
+    def _null_spaces(self, parameter: nn.Parameter) -> list[list[Span]]:
+        """Along every dimension, what of the rotated gradient belongs to a null space of its factor."""
+        spans: list[list[Span]] = [[] for _ in self._shapes[parameter]]
+        for side in self._sides[parameter]:
+            spans[dimension_of(side)] = _null_space(self._basis(parameter, side))
+        return spans
 
     def _basis(self, parameter: nn.Parameter, side: Side) -> EigenBasis | None:
         """The basis of a side that has one."""
@@ -154,15 +165,18 @@ class SOAP(MatrixwiseOptimizer):
         state[f"{side}_basis"] = basis.vectors
         state[f"{side}_rank"] = basis.rank
 
+    def _bases(self, parameter: nn.Parameter) -> dict[int, Tensor]:
+        """Dimension → Q."""
+        found = {dimension_of(side): self._basis(parameter, side) for side in self._sides[parameter]}
+        return {dimension: basis.vectors for dimension, basis in found.items() if basis is not None}
+
     def _rotate(self, parameter: nn.Parameter, matrix: Tensor) -> Tensor:
-        """Q_Lᵀ · matrix · Q_R."""
-        left, right = (self._basis(parameter, side) for side in ("left", "right"))
-        return multiply(left and left.vectors.T, matrix, right and right.vectors)
+        """Q_Lᵀ · matrix · Q_R, or Qᵀ along every dimension."""
+        return along_dimensions(matrix, {i: Q.T for i, Q in self._bases(parameter).items()})
 
     def _rotate_back(self, parameter: nn.Parameter, matrix: Tensor) -> Tensor:
-        """Q_L · matrix · Q_Rᵀ."""
-        left, right = (self._basis(parameter, side) for side in ("left", "right"))
-        return multiply(left and left.vectors, matrix, right and right.vectors.T)
+        """Q_L · matrix · Q_Rᵀ, or Q along every dimension."""
+        return along_dimensions(matrix, self._bases(parameter))
 
     def _factors(self, parameters: Iterable[nn.Parameter]) -> tuple[list[tuple[nn.Parameter, Side]], list[Tensor]]:
         keys = [(p, side) for p in parameters for side in self._sides[p]]
@@ -191,7 +205,7 @@ class SOAP(MatrixwiseOptimizer):
         for (p, side), (basis, order) in zip(keys, refreshed, strict=True):
             state = self.state[p]
             self._take_basis(p, side, basis)
-            state["exp_avg_sq"] = state["exp_avg_sq"].index_select(0 if side == "left" else 1, order)
+            state["exp_avg_sq"] = state["exp_avg_sq"].index_select(dimension_of(side), order)
         for p, average in averages.items():
             share_(self.state[p]["exp_avg_sq"], *self._null_spaces(p))
             self.state[p]["exp_avg"] = self._rotate(p, average).contiguous()
@@ -228,6 +242,7 @@ ENTRIES = (
             ({"factor_decay": 1.1}, "factor_decay must be in [0, 1], got 1.1"),
             ({"inverses_every": 0}, "inverses_every must be a whole number of at least 1, got 0"),
             ({"max_dimension": -1}, "max_dimension must be a whole number of at least 0, got -1"),
+            ({"dimensions": "all"}, "dimensions must be one of matrix, each, merged, got 'all'"),
             ({"weight_decay": -0.1}, "weight_decay must be in [0, inf)"),
         ),
         floor=soap_floor,

@@ -26,7 +26,8 @@ def kept_tensors(state):
     """Everything with two dimensions that is kept beside what has a parameter's shape and part."""
     layers = [tensor for own in state["extra"].get("layers", {}).values() for tensor in own.values()]
     sides = [t for own in state["state"].values() for key, t in own.items() if key.startswith(("left", "right"))]
-    return [tensor for tensor in layers + sides if tensor.is_floating_point()]
+    kept = (value for value in layers + sides if isinstance(value, torch.Tensor))
+    return [tensor for tensor in kept if tensor.is_floating_point()]
 
 
 @pytest.mark.product
