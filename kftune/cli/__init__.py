@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from kftune.errors import UsageError, UserCodeError
+from kftune.wording import without_passwords
 
 __all__ = ["main"]
 
@@ -38,5 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str) -> None:
-    for line in message.splitlines():
+    # Whoever wrote the message has hidden what is secret; this is for what nobody thought of.
+    for line in without_passwords(message).splitlines():
         print(f"error: {line}", file=sys.stderr)
