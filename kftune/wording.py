@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -20,11 +21,15 @@ __all__ = [
     "reads_up_to",
     "time_unit",
     "trials_made",
+    "without_password",
+    "without_passwords",
 ]
 
 _GAP = 50  # characters for saying how many are left out
 _OBJECTIVES = {"test_loss": "test loss", "train_loss": "train loss", "test_error": "test error"}
 _LOSS_DIGITS = 4
+_LOGIN = r"((?:\w[\w+.-]*:/{0,2})[^\s:/@'\"]*|^[^\s:/@'\"]+(?!:/))"  # up to the colon before the password
+_SECRET_KEY = re.compile(r"(?i)([?&](?:password|passwd|pwd|sslpassword)=)[^&#\s'\"]*")
 _OUTCOMES = {"out_of_memory": "out of memory", "timed_out": "timed out"}
 
 
@@ -114,6 +119,16 @@ def time_unit(seconds: float) -> tuple[float, str]:
 def clock_time(time: datetime) -> str:
     """To the minute, UTC."""
     return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def without_password(url: str) -> str:
+    """A database's URL with ``***`` for its password, also where it is written wrong (``@``, ``/`` or ``#`` in it)."""
+    return _SECRET_KEY.sub(r"\1***", re.sub(rf"{_LOGIN}:.+@", r"\1:***@", url, count=1, flags=re.DOTALL))
+
+
+def without_passwords(text: str) -> str:
+    """The same for every URL in a text."""
+    return _SECRET_KEY.sub(r"\1***", re.sub(rf"{_LOGIN}:[^\s:]\S*@", r"\1:***@", text))
 
 
 def objective_title(objective: str) -> str:

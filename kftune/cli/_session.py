@@ -60,13 +60,14 @@ class Sitting:
             UsageError: data or a device are missing, the database cannot be used, a stored study differs; nothing of
                 the study is written then.
         """
-        from kftune.study.sessions.search import run_studies
+        from kftune.study.sessions.search import check_sources, run_studies
 
         if dry_run:
             slots, _ = self.check()
             self._check_stored()
             say(f"devices: {', '.join(slots)}\nall checks passed; nothing was run or written")
             return 0
+        check_sources(self.config)
         each = f"every study has its {self.config.trials} trials"
         return self._train(
             run_studies,

@@ -13,6 +13,7 @@ from kftune.errors import suggestion
 from kftune.study.config._flaws import show
 
 __all__ = [
+    "MOST_THREADS",
     "Devices",
     "Name",
     "Number",
@@ -22,9 +23,13 @@ __all__ = [
     "Values",
     "Whole",
     "check_name",
+    "check_threads",
     "named",
     "whole_or_auto",
 ]
+
+MOST_THREADS = 1024
+"""Of a worker. Each is one of the operating system's, and begins where there are cores for it or not."""
 
 _LONGEST_NAME = 100
 _NAME = re.compile(r"[^\W_][\w.\- ]*(?<! )")
@@ -78,6 +83,14 @@ def whole_or_auto(value: Any) -> Any:
     if not isinstance(number, int | float) or number < 1 or number != int(number):
         raise ValueError(f"must be a whole number of at least 1, or auto, got {show(value)}")
     return int(number)
+
+
+def check_threads(value: Any) -> Any:
+    """As :func:`whole_or_auto`, and no more than any machine has use for."""
+    found = whole_or_auto(value)
+    if found != "auto" and found > MOST_THREADS:
+        raise ValueError(f"must be at most {MOST_THREADS}, got {show(value)}")
+    return found
 
 
 def _devices(value: Any) -> Any:

@@ -26,6 +26,7 @@ from kftune.study.config._fields import (
     Values,
     Whole,
     check_name,
+    check_threads,
     named,
     whole_or_auto,
 )
@@ -259,7 +260,7 @@ class StudyConfig(Strict):
     seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 0
     storage: Annotated[str, BeforeValidator(storage_url)]
     devices: Devices = "auto"
-    threads: Annotated[Literal["auto"] | int, BeforeValidator(whole_or_auto)] = "auto"
+    threads: Annotated[Literal["auto"] | int, BeforeValidator(check_threads)] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     evaluation: EvaluationConfig = EvaluationConfig()
     limit: LimitConfig = LimitConfig()

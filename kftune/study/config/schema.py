@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from kftune._docstrings import documented, plain, summary
+from kftune.study.config._fields import MOST_THREADS
 from kftune.study.config._models import StudyConfig
 
 if TYPE_CHECKING:
@@ -162,7 +163,8 @@ def _change_top(keys: dict[str, Schema]) -> None:
             {"type": "array", "minItems": 1, "items": {"type": "string", "pattern": f"^{_DEVICE}$"}},
         ],
     )
-    keys["threads"] = _changed(keys["threads"], anyOf=whole_or_auto)
+    up_to = {"type": "integer", "minimum": 1, "maximum": MOST_THREADS}
+    keys["threads"] = _changed(keys["threads"], anyOf=[{"const": "auto"}, up_to])
     keys["micro_batch"] = _changed(keys["micro_batch"], anyOf=[*whole_or_auto, _NOTHING])
     keys["racing"]["anyOf"] += [{"type": "boolean"}]
     keys["racing"]["default"] = False

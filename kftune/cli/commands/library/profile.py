@@ -56,7 +56,7 @@ def profile(
         typer.Option("--steps", min=1, help="Steps of a block, rounded up to whole periods. Default: 0.3 seconds."),
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Blocks per optimizer.")] = _ROUNDS,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = _THREADS,
+    threads: Annotated[int, typer.Option("--threads", min=1, max=1024, help="CPU threads.")] = _THREADS,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:0; auto is cuda if there is one.")] = _AUTO,
     data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the tables to this Markdown file too.")] = None,
