@@ -15,15 +15,19 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
-from kftune.study.worker import Done, Point, Question, Ready
+import psutil
+
+from kftune.study.worker import Done, Point, Question, Ready, end_session
 
 __all__ = ["GoneError", "WorkerProcess"]
 
+_EXIT_SECONDS = 0.5  # in which one ends that has nothing to do any more
 _GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 _MESSAGE_SECONDS = 10  # within which the rest of a message has to come once it has begun
 _MAX_MESSAGE_BYTES = 1 << 28
 _LOG_TAIL_BYTES = 2000
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_CLOSED = "the worker, or code of the run in it, closed the connection to its runner"
 _GARBAGE = "the worker, or code of the run in it, wrote garbage into the connection to its runner"
 
 
@@ -94,20 +98,38 @@ class WorkerProcess:
             raise GoneError(_GARBAGE)
         return message
 
+    def has_more(self) -> bool:
+        """Whether there is a message, or its end, to be read now."""
+        return self.connection.poll()
+
     def stop(self) -> str:
-        """End the process if it has not ended; returns how it did, for people, and the end of what it printed."""
+        """End the process and all that it has started; returns the end of what it printed and, last, how it ended."""
+        started = self._started()
         self.connection.close()
-        if not self._ended_within(0.5):
+        ended = self._ended_within(_EXIT_SECONDS)
+        if not ended:
             self._process.terminate()
             if not self._ended_within(_GRACE_SECONDS):
                 self._process.kill()
                 self._process.wait()
-        reason = _describe_exit(self._process.returncode)
+        reason = _describe_exit(self._process.returncode) if ended else _CLOSED
+        end_session(self.pid)
+        for child in started:  # some may have left the session
+            with contextlib.suppress(psutil.Error):
+                child.kill()
         self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, self._log.tell() - _LOG_TAIL_BYTES))
         output = self._log.read().decode(errors="replace").strip()
         self._log.close()
-        return f"{reason}\n{output}" if output else reason
+        return f"{output}\n{reason}" if output else reason
+
+    def _started(self) -> list[psutil.Process]:
+        if self.is_gone():
+            return []
+        try:
+            return psutil.Process(self.pid).children(recursive=True)
+        except psutil.Error:  # it has ended
+            return []
 
     def _ended_within(self, seconds: float) -> bool:
         try:

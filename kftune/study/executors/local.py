@@ -211,6 +211,10 @@ class LocalExecutor:
         for connection in wait(list(by_connection), timeout_seconds):
             if isinstance(connection, Connection):
                 self._read(by_connection[connection])
+        for slot, worker in list(self._workers.items()):
+            # A process that it has started may hold the connection open.
+            if worker.is_gone() and not worker.has_more():
+                self._lose(slot)
         for slot, submission in list(self._submissions.items()):
             reason, wall_seconds = submission.overdue(), submission.wall_seconds()
             if reason is not None:
@@ -242,11 +246,7 @@ class LocalExecutor:
         try:
             message = worker.receive()
         except GoneError as error:
-            wall_seconds = submission.wall_seconds() if submission is not None else 0.0
-            reason = self._workers.pop(slot).stop()
-            if submission is not None and submission.begun_at is not None:
-                self._end(slot)
-                self._events.append(Lost(slot, str(error) or reason, wall_seconds))
+            self._lose(slot, str(error))
             return
         if isinstance(message, Ready):
             self._ledger.add("worker_start", time.perf_counter() - worker.started_at)
@@ -261,7 +261,18 @@ class LocalExecutor:
             self._events.append(Asked(slot))
         elif submission is not None and isinstance(message, Done):
             self._end(slot)
-            self._events.append(Finished(slot, message.result, submission.wall_seconds()))
+            self._events.append(Finished(slot, message.result, submission.wall_seconds(), message.changed))
+            if message.changed:  # later runs shall not compute with it
+                self.retire(slot)
+
+    def _lose(self, slot: int, reason: str = "") -> None:
+        """A worker is gone, or is not to be understood."""
+        submission = self._submissions.get(slot)
+        wall_seconds = submission.wall_seconds() if submission is not None else 0.0
+        how_it_ended = self._workers.pop(slot).stop()
+        if submission is not None and submission.begun_at is not None:
+            self._end(slot)
+            self._events.append(Lost(slot, reason or how_it_ended, wall_seconds))
 
     def _end(self, slot: int) -> None:
         """The slot is idle again, and its device free for others."""

@@ -51,11 +51,19 @@ class Asked:
 
 @dataclass(frozen=True)
 class Finished:
-    """A run ended and reported its result. ``wall_seconds`` is from its start to here."""
+    """A run ended and reported its result.
+
+    Attributes:
+        slot: where it was.
+        result: what became of it.
+        wall_seconds: from its start to here.
+        changed: what its code left changed in the process that it ran in, in words; no later run runs in that.
+    """
 
     slot: int
     result: RunResult
     wall_seconds: float
+    changed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,7 @@ class Session(ABC):
         self._crashes = Crashes()
         self._micro_batches = MicroBatches(config, repository=repository, ledger=self.ledger, say=self.reporter.message)
         self._told_of: set[tuple[str, tuple[Holder, ...]]] = set()
+        self._told_of_changes: set[tuple[str, tuple[str, ...]]] = set()
 
     # -- what the kinds of session differ in -------------------------------------------------------------------------
 
@@ -175,6 +176,7 @@ class Session(ABC):
         elif isinstance(event, Asked):
             self._executor.judge(event.slot, goes_on=self._goes_on(job, job.points[-1]))
         elif isinstance(event, Finished):
+            self._tell_of_changes(job, event.changed)
             self._finish(event.slot, event.result, event.wall_seconds)
         elif isinstance(event, TimedOut):
             self._finish(event.slot, job.partial(Outcome.TIMED_OUT, event.reason), event.wall_seconds)
@@ -187,6 +189,15 @@ class Session(ABC):
             if (waiting.device, waiting.holders) not in self._told_of and waiting.holders:
                 self._told_of.add((waiting.device, waiting.holders))
                 self.reporter.message(str(waiting))
+
+    def _tell_of_changes(self, job: Job, changed: tuple[str, ...]) -> None:
+        """Say once of a study that its code does more to its process than train."""
+        if changed and (job.plan.study, changed) not in self._told_of_changes:
+            self._told_of_changes.add((job.plan.study, changed))
+            self.reporter.message(
+                f"{job.name}: its code changed the process that it ran in ({', '.join(changed)}); a new worker is "
+                "started after such a run, so that no other run is affected"
+            )
 
     def _next_job(self) -> Job | None:
         """The next job in turn; None when there is none, or an end was asked for."""
@@ -224,7 +235,7 @@ class Session(ABC):
         self.ledger.add("busy", event.wall_seconds)
         self.ledger.add("lost", event.wall_seconds)
         self.reporter.message(
-            f"{job.name}: {event.reason.splitlines()[0]}; "
+            f"{job.name}: {event.reason.splitlines()[-1]}; "
             f"running it again (attempt {job.losses + 2} of {_MAX_ATTEMPTS})"
         )
         self._queue.appendleft(job.lost())

@@ -79,6 +79,8 @@ def _train(training: Training) -> RunResult:
         return training.result(Outcome.DIVERGED, str(error))
     except PrunedError as error:
         return training.result(Outcome.PRUNED, str(error))
+    except SystemExit:  # of code that was meant to be a program of its own
+        return training.result(Outcome.CRASHED, traceback.format_exc())
     except Exception as error:  # noqa: BLE001 - anything a user's model raises becomes the run's recorded outcome
         if is_out_of_memory(error):
             return training.result(Outcome.OUT_OF_MEMORY, exception_line(error))

@@ -1,11 +1,4 @@
-"""The worker process: trains the runs it is sent, one after another, and streams their curves back.
-
-Started as ``python -m kftune.study.worker FD``; ``FD`` is its end of a socket pair. It reads pickled
-:class:`~kftune.results.RunSpec` objects and answers with :class:`Ready`, :class:`Point`, :class:`Question` and
-:class:`Done`. A run that is judged asks after every point but the first and the last whether it may go on, and waits
-for the :class:`Verdict` with the training clock stopped.
-It ends when the other end closes, also in the middle of a run: a runner that dies leaves no worker behind.
-"""
+"""The loop of a worker process."""
 
 from __future__ import annotations
 
@@ -16,50 +9,19 @@ import queue
 import signal
 import sys
 import threading
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from kftune.results import CurvePoint, RunResult, RunSpec
-
-__all__ = ["Done", "Point", "Question", "Ready", "Verdict", "main"]
+from kftune.results import CurvePoint, RunSpec
+from kftune.study.worker._messages import Done, Point, Question, Ready, Verdict
+from kftune.study.worker._session import guard_session
 
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
-
-
-@dataclass(frozen=True)
-class Ready:
-    """The worker has imported what it needs."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """A new point on the curve of the run in progress."""
-
-    point: CurvePoint
-
-
-@dataclass(frozen=True)
-class Question:
-    """The run in progress waits to be told whether it may go on after the point it has just sent."""
-
-
-@dataclass(frozen=True)
-class Done:
-    """The run has ended."""
-
-    result: RunResult
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """To the worker: the answer to its :class:`Question`."""
-
-    goes_on: bool
 
 
 def main() -> None:
     """Serve until the connection closes."""
     _die_with_the_runner()
+    guard_session()
     connection = Connection(int(sys.argv[1]))
     inbox: queue.SimpleQueue[RunSpec] = queue.SimpleQueue()
     verdicts: queue.SimpleQueue[Verdict] = queue.SimpleQueue()
@@ -69,6 +31,7 @@ def main() -> None:
 
     from kftune.optim import OPTIMIZERS
     from kftune.problems import PROBLEMS
+    from kftune.study.worker._state import changes, fresh_random_states, leaks, read_state, resident_bytes
     from kftune.training.loop.trainer import train
 
     def report(point: CurvePoint) -> None:
@@ -80,11 +43,14 @@ def main() -> None:
 
     OPTIMIZERS.names(), PROBLEMS.names()  # imports every plug-in before the first run's set-up is timed
     connection.send(Ready())
+    resident = resident_bytes()
     while True:
         spec = inbox.get()
         torch.set_num_threads(spec.threads)
+        fresh_random_states()
+        state = read_state()
         result = train(spec, report, goes_on=ask) if spec.is_judged else train(spec, report)
-        connection.send(Done(result))
+        connection.send(Done(result, (*changes(state), *leaks(resident))))
         # What is alive now are modules: the collections after later runs need not look at them (0.2 s each).
         gc.freeze()
 
@@ -106,10 +72,3 @@ def _receive(connection: Connection, inbox: queue.SimpleQueue[RunSpec], verdicts
             (verdicts if isinstance(message, Verdict) else inbox).put(message)
         except (EOFError, OSError):
             os._exit(0)
-
-
-if __name__ == "__main__":
-    # Under -m this module is called __main__; what it pickles must be found under its importable name.
-    from kftune.study.worker import main as importable_main
-
-    importable_main()
