@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kftune.errors import UsageError, UserCodeError
+from kftune.errors import UnknownNameError, UsageError, UserCodeError
 
 if TYPE_CHECKING:
     from kftune.analysis.stored.results import FileResults
+    from kftune.storage.repository import Repository
     from kftune.study.config import StudyConfig
     from kftune.study.sessions.session import RunSummary
 
@@ -137,6 +139,65 @@ class Study:
 
         with Repository.open(self.config.storage, read_only=True) as repository:
             return Results(load_results(repository, [self.config.name])[0])
+
+    def delete(self) -> None:
+        """Delete everything stored of it, as ``kftune delete``; without asking.
+
+        Raises:
+            UsageError: nothing is stored, or another process is running studies in the database.
+        """
+        from kftune.study.sessions.changing import delete_studies
+
+        with self._stored() as (repository, studies):
+            delete_studies(repository, studies)
+
+    def rename(self, new: str) -> None:
+        """Give what is stored, and this study, another name, as ``kftune rename``.
+
+        Raises:
+            UsageError: nothing is stored, the name is taken or none, or another process is running studies there.
+        """
+        from kftune.study.config import check_name
+        from kftune.study.sessions.changing import rename_studies
+
+        try:
+            check_name(new)
+        except ValueError as error:
+            raise UsageError(f"new: {error}") from None
+        with self._stored() as (repository, _):
+            rename_studies(repository, self.config.name, new)
+        self.config = self.config.model_copy(update={"name": new})
+
+    def drop(self, *trials: int, optimizer: str | None = None, problem: str | None = None) -> None:
+        """Forget trials, as ``kftune drop``; new ones take their places when the study goes on.
+
+        Args:
+            trials: their numbers.
+            optimizer: its label; needed where there are several.
+            problem: likewise.
+
+        Raises:
+            UsageError: there is no such study or trial, or another process is running studies in the database.
+        """
+        from kftune.study.sessions.changing import drop_trials
+
+        wanted = {1: problem, 2: optimizer}
+        with self._stored() as (repository, studies):
+            meant = [name for name in studies if all(part in (None, name.split("/")[i]) for i, part in wanted.items())]
+            if len(meant) != 1:
+                raise UsageError(f"drop: name one problem and optimizer; there are {', '.join(studies)}")
+            drop_trials(repository, meant[0], trials)
+
+    @contextmanager
+    def _stored(self) -> Iterator[tuple[Repository, list[str]]]:
+        """The database, open for writing, and the full names of the studies that are stored in it."""
+        from kftune.storage.repository import Repository
+
+        with Repository.open(self.config.storage, create=False) as repository:
+            studies = [record.study for record in repository.studies(self.config.name)]
+            if not studies:
+                raise UnknownNameError("study", self.config.name, repository.file_names())
+            yield repository, studies
 
     def _train(
         self,

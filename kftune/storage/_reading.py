@@ -42,6 +42,10 @@ class Reading:
         # The cache keeps finished trials, so that the many `load_study` of a session do not read them again.
         self._optuna = get_storage(optuna_storage)
 
+    def _forget_trials(self) -> None:
+        """Read Optuna's trials anew, after its tables were changed without it."""
+        self._optuna = get_storage(self._rdb)
+
     @property
     def optuna_storage(self) -> BaseStorage:
         """Optuna's storage on the same database; pass it to ``optuna.load_study``."""
@@ -66,14 +70,14 @@ class Reading:
         return list(dict.fromkeys(record.file_name for record in self.studies()))
 
     def revision(self) -> str:
-        """A short text that is another one whenever studies, trials, runs or sessions have changed."""
+        """A short text that is another one whenever studies, their names, trials, runs or sessions have changed."""
         counts = [
             sa.select(sa.func.count(), sa.func.max(table.id)).select_from(table)
             for table in (models.Study, models.Session, models.Run)
         ]
         ledgers = sa.select(models.Session.ended_at, models.Session.ledger)
         superseded = sa.select(sa.func.count()).where(models.Run.superseded)
-        plans = sa.select(sa.func.sum(models.Study.n_trials))
+        plans = sa.select(models.Study.study, models.Study.n_trials)
         # Optuna's table, whose columns are the same in every version of its schema.
         trials = sa.text("SELECT state, COUNT(*) FROM trials GROUP BY state ORDER BY state")
         with self._read() as connection:

@@ -1,5 +1,5 @@
-"""kftune's tables. Optuna's (``studies``, ``trials``, …) stand in the same database and are Optuna's own; only
-what a run that counts for nothing has reported is deleted there.
+"""kftune's tables. Optuna's (``studies``, ``trials``, …) stand in the same database and are Optuna's own; there
+is deleted what a run that counts for nothing has reported, and what people delete, rename, drop or have made again.
 
 A change here needs a migration in ``migrations/versions``; a test compares the two.
 """

@@ -16,12 +16,13 @@ from sqlalchemy import orm
 
 from kftune.errors import StorageError
 from kftune.storage import models
+from kftune.storage._changing import empty_trials, remove_studies, rename_file, supersede_crashed
 from kftune.storage._connecting import Access, Database, optuna_errors, storage_errors
 from kftune.storage._opening import dispose, is_made, make_file, open_engines
 from kftune.storage._reading import Reading
 from kftune.storage._registering import check_same, left_out
 from kftune.storage._rows import delete_reports, put_study, run_row, session_row
-from kftune.storage.records import RunRecord, SessionRecord, StudyRecord, TrialRecord
+from kftune.storage.records import Purpose, RunRecord, SessionRecord, StudyRecord, TrialRecord
 
 __all__ = ["Repository", "RunRecord", "SessionRecord", "StudyRecord", "TrialRecord"]
 
@@ -158,6 +159,54 @@ class Repository(Reading):
             rows = session.execute(sa.select(models.Study.study, models.Study.id).where(models.Study.study.in_(names)))
             ids = {row.study: row.id for row in rows}
             session.add_all(run_row(replace(run, session_id=of_session.id), ids[run.study]) for run in runs)
+
+    def delete(self, studies: Sequence[str]) -> None:
+        """Delete studies and all that is stored of them, Optuna's too; what is not stored is not missed.
+
+        Args:
+            studies: their full names. With the last study of a study file its sessions go.
+        """
+        with self._write() as session:
+            remove_studies(session, studies)
+        self._forget_trials()
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a study file's studies and sessions another name.
+
+        Raises:
+            StorageError: studies of that name are stored already.
+        """
+        with self._write() as session:
+            rename_file(session, old, new, name=self.name)
+
+    def drop(self, study: str, numbers: Sequence[int]) -> None:
+        """Forget trials with all their runs; each place is taken by a new trial when the study goes on.
+
+        Args:
+            study: its full name.
+            numbers: of the trials.
+
+        Raises:
+            StorageError: there is no such study or trial; nothing is dropped.
+        """
+        numbers = sorted(set(numbers))
+        there = {trial.number for trial in self.trials(study)}
+        missing = [number for number in numbers if number not in there]
+        if missing:
+            raise StorageError(f"{study} has no trial {missing[0]}; it has {len(there)}, from 0")
+        with self._write() as session:
+            empty_trials(session, study, numbers)
+        self._forget_trials()
+
+    def repeat_crashed(self, study: str, *, purpose: Purpose) -> int:
+        """Have a study's crashed runs made again; returns how many these are.
+
+        They are superseded, and their trials are as if they had been interrupted.
+        """
+        with self._write() as session:
+            n = supersede_crashed(session, study, purpose)
+        self._forget_trials()
+        return n
 
     def forget_reports(self, study: str, number: int) -> None:
         """Take back what a trial that runs has reported to Optuna's pruner, and where that has put it.

@@ -41,6 +41,25 @@ def test_a_study_of_keys_runs_and_gives_frames(tmp_path: Path) -> None:
     assert len(confirmed.runs()) == 8  # tuned and confirmed runs do not mix
 
 
+def test_a_study_is_renamed_trials_of_it_dropped_and_all_deleted(tmp_path: Path) -> None:
+    keys = KEYS | {"optimizers": ["sgd"], "repeats": 1, "storage": str(tmp_path / "mine.db")}
+    study = kftune.Study(name="mine", **keys)
+    with pytest.raises(UsageError, match="there is no database"):
+        study.delete()
+    study.run(progress=False, workers=1)
+    study.rename("other")
+    with pytest.raises(UsageError, match="new: must begin with"):
+        study.rename("a/b")
+    study.drop(0, optimizer="sgd")
+    with pytest.raises(UsageError, match="there are other/digits_mlp/sgd"):
+        study.drop(0, optimizer="kfac")
+    assert list(study.results().trials()["trial"]) == [1]
+    assert list(study.run(progress=False, workers=1).trials()["trial"]) == [0, 1]
+    study.delete()
+    with pytest.raises(UsageError, match="unknown study 'other'"):
+        study.delete()
+
+
 def test_the_progress_can_be_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "seen.yaml"
     path.write_text(
