@@ -42,8 +42,8 @@ def test_half_precision_trains_with_curvature_in_single(entry, dtype, n):
     for _ in range(10):
         optimizer.step(make_closure(model, x, y, "categorical"))
         reference.step(make_closure(exact, x.double(), y, "categorical"))
-    # Undamped, rounding decides, as it does in a null space that SOAP's half-precision gradients fill; and as torch's AdamW
-    # has them, averaged squares are in the parameters' own precision.
+    # Undamped, rounding decides, as it does in a null space that SOAP's half-precision gradients fill; and as torch's
+    # AdamW has them, averaged squares are in the parameters' own precision.
     by_rounding = entry.name == "kfac_thesis" or (entry.name == "soap" and n == 4)
     if not (by_rounding or (entry.cls.averages_squares and dtype == torch.float16)):
         moved, expected = (
