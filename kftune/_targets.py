@@ -156,9 +156,37 @@ def _near_attribute(name: str, owner: object) -> str:
 
 
 def code_version(target: str, directory: str | None) -> str | None:
-    """``"sha256:…"`` of the file of a target's module, if it is one of the user's in ``directory``."""
+    """``"sha256:…"`` of a target's module and of what it uses of others, where these are the user's in ``directory``.
+
+    None for a module that is installed, or not imported yet.
+    """
     module = sys.modules.get(target.partition(":")[0])
-    file = getattr(module, "__file__", None)
-    if directory is None or file is None or Path(directory).resolve() not in Path(file).resolve().parents:
+    if directory is None or module is None:
         return None
-    return f"sha256:{hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]}"
+    root = Path(directory).resolve()
+    files = sorted(_own_files(module, root), key=lambda file: str(file.relative_to(root)))
+    contents = [hashlib.sha256(file.read_bytes()).digest() for file in files]
+    if not contents:
+        return None
+    if len(contents) == 1:
+        return f"sha256:{contents[0].hex()[:16]}"
+    return f"sha256:{hashlib.sha256(b''.join(contents)).hexdigest()[:16]}"
+
+
+def _own_files(module: ModuleType, root: Path) -> set[Path]:
+    """Files below ``root``, no installed ones, of a module and of those that its names come from."""
+    found: set[Path] = set()
+    waiting = [module]
+    while waiting:
+        one = waiting.pop()
+        file = getattr(one, "__file__", None)
+        path = Path(file).resolve() if file else None
+        if path is None or path in found or root not in path.parents or "site-packages" in path.parts:
+            continue
+        found.add(path)
+        for value in list(vars(one).values()):
+            name = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
+            other = sys.modules.get(name) if isinstance(name, str) else None
+            if other is not None:
+                waiting.append(other)
+    return found

@@ -85,6 +85,7 @@ def _facts(file: FileResults, status: FileStatus) -> list[Fact]:
         Fact("host", ", ".join(_distinct(session.host for session in file.sessions))),
         Fact("devices", _devices(file)),
         Fact("versions", _versions(file)),
+        Fact("code", "; ".join(map(str, status.code_changes))),
     ]
 
 

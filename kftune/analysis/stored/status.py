@@ -10,6 +10,7 @@ from typing import Any
 
 from kftune.analysis.stored.results import FileResults, StudyResults
 from kftune.results import Outcome, RunResult
+from kftune.storage.code_changes import CodeChange, code_changes
 from kftune.storage.repository import RunRecord
 
 __all__ = ["FileStatus", "Ledger", "StudyStatus", "file_ledger", "file_statuses"]
@@ -124,6 +125,7 @@ class FileStatus:
         started_at: start of the first session (UTC).
         ended_at: last known moment of the last session (UTC); None if that was killed or is running.
         ledger: see :class:`Ledger`.
+        code_changes: targets of which more than one version has made runs.
     """
 
     name: str
@@ -132,6 +134,7 @@ class FileStatus:
     started_at: datetime | None
     ended_at: datetime | None
     ledger: Ledger
+    code_changes: tuple[CodeChange, ...] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -163,6 +166,7 @@ def file_statuses(files: Sequence[FileResults]) -> list[FileStatus]:
             started_at=file.sessions[0].started_at if file.sessions else None,
             ended_at=file.sessions[-1].ended_at if file.sessions else None,
             ledger=file_ledger(file),
+            code_changes=tuple(code_changes(file.sessions, (run for study in file.studies for run in study.runs))),
         )
         for file in files
     ]

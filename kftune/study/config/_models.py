@@ -295,7 +295,7 @@ class StudyConfig(Strict):
         return value
 
     def code_versions(self) -> dict[str, str]:
-        """Target → hash of its module's file, for the targets whose modules are in ``module_dir``."""
+        """Target → hash of its code, for the targets whose modules are in ``module_dir`` and imported."""
         named = [*(item.target for item in (*self.problems, *self.optimizers)), self.sampler.target]
         targets = [target for target in named if target is not None]
         versions = {target: code_version(target, self.module_dir) for target in targets}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from kftune.results import CurvePoint, Outcome, RunResult
+from kftune.storage.code_changes import notice_of_change
 from kftune.storage.repository import Repository, RunRecord
 from kftune.study.config import StudyConfig, make_plans
 from kftune.study.executors import make_executor
@@ -135,6 +136,7 @@ class Session(ABC):
         notices = [threads_notice(self.config, repository=self.repository, devices=self.devices)]
         if self.repository.path is None:
             notices.append(f"{self.repository.name}: see to it that no other kftune runs studies in this database now")
+        notices.append(self._code_notice())
         self._session_id = self.repository.begin_session(
             session_record(self.config, devices=self.devices, ledger=self.ledger.to_dict())
         )
@@ -149,6 +151,10 @@ class Session(ABC):
         finally:
             ledger = self.ledger.to_dict()
             self.repository.save_session(self._session_id, ledger=ledger, ended_at=datetime.now(UTC))
+
+    def _code_notice(self) -> str | None:
+        runs = [run for plan in self.plans for run in self.repository.runs(plan.study, curves=False)]
+        return notice_of_change(self.config.code_versions(), self.repository.sessions(self.config.name), runs)
 
     def _loop(self) -> None:
         while True:

@@ -42,6 +42,8 @@ def _print(found: FileStatus, database: str) -> None:
         right=("trials", "runs", "best", "in trial"),
         wrap=("failed runs",),
     )
+    for change in found.code_changes:
+        say(f"note: {change}")
     if found.ledger.slot_seconds > 0:
         _print_seconds(found.ledger, found.n_sessions)
     if not found.is_complete:
