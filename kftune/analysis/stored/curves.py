@@ -45,7 +45,7 @@ def repeated_curve(results: Sequence[RunResult], *, across: Across, measure: Mea
         measure: what is averaged.
 
     Returns:
-        None if no run has two finite points.
+        None if no run has two finite points, or there is no place between all runs' ends.
     """
     finite = [_finite(result, across, measure) for result in results]
     usable = [(x, y) for x, y in finite if len(x) > 1]
@@ -54,6 +54,8 @@ def repeated_curve(results: Sequence[RunResult], *, across: Across, measure: Mea
     first, last = max(x[0] for x, _ in usable), min(x[-1] for x, _ in usable)
     places = np.unique(np.concatenate([x for x, _ in usable]))
     places = places[(places >= first) & (places <= last)]
+    if not len(places):
+        return None
     values = np.stack([np.interp(places, x, y) for x, y in usable])
     return RepeatedCurve(*(tuple(row.tolist()) for row in (places, values.mean(0), values.min(0), values.max(0))))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, get_args
 
+from kftune.analysis.stored.bounds import bounded_runs, bounded_trials
 from kftune.errors import UnknownNameError
 from kftune.objective import Objective, point_objective, run_objective
 from kftune.results import Outcome
@@ -220,7 +221,7 @@ class _Runs(NamedTuple):
 
 def _by_study(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     sorted_runs: dict[str, list[RunRecord]] = {}
-    for run in runs:
+    for run in bounded_runs(runs):
         sorted_runs.setdefault(run.study, []).append(run)
     return sorted_runs
 
@@ -252,7 +253,9 @@ def _file_results(repository: Repository, name: str, runs: _Runs) -> FileResults
     studies = tuple(
         StudyResults(
             record=record,
-            trials=_trials(record, repository.trials(record.study), runs.search.get(record.study, ()), untrained),
+            trials=_trials(
+                record, bounded_trials(repository.trials(record.study)), runs.search.get(record.study, ()), untrained
+            ),
             confirmations=tuple(runs.confirm.get(record.study, ())),
             superseded=tuple(runs.superseded.get(record.study, ())),
             untrained=_of_problem(untrained, record.problem),

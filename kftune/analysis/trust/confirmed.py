@@ -139,7 +139,8 @@ def _possible(study: StudyResults) -> Interval:
 
 
 def _value(study: StudyResults, run: RunRecord) -> float | None:
-    return run_objective(run.result, study.objective, untrained=study.untrained_confirming.get(run.repeat))
+    value = run_objective(run.result, study.objective, untrained=study.untrained_confirming.get(run.repeat))
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _as_the_search_ranked(trial: ConfirmedResult) -> tuple[float, float, int]:

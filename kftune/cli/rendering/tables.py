@@ -33,7 +33,8 @@ def _print_study(study: StudyBest) -> None:
     objective = objective_title(study.objective)
     trials = counted(study.n_finished, "trial")
     if not best:
-        say(f"{study.problem}, {study.optimizer}: no result yet ({trials})", bold=True)
+        none = f"none of {trials} ended well" if study.n_finished else "no result yet (0 trials)"
+        say(f"{study.problem}, {study.optimizer}: {none}", bold=True)
         return
     say(f"{study.problem}, {study.optimizer}: best {len(best)} of {trials}", bold=True)
     varied = study.searched

@@ -123,7 +123,9 @@ def plot_sorted_losses(
 
 
 def mark_untrained(figure: go.Figure, value: float, *, is_log: bool) -> None:
-    """A line at the loss before training."""
+    """A line at the loss before training, where that is finite."""
+    if not math.isfinite(value):
+        return
     figure.add_hline(y=value, line={"color": MUTED, "width": 1, "dash": "dot"}, layer="below")
     level = math.log10(value) if is_log else value  # where a shape takes a value, an annotation takes its logarithm
     label_level(figure, "untrained", level, side="left")

@@ -159,14 +159,14 @@ def _round_step(least: float) -> float:
 
 
 def value_axis(values: Iterable[float], *, n_labels: int = 5) -> dict[str, Any]:
-    """A logarithmic axis for all of ``values`` (at least one) if they are positive, else a linear one.
+    """A logarithmic axis for the finite ones of ``values`` if they are positive, else a linear one.
 
     ``n_labels`` is about how many there is room for along an axis that is shorter than a decade.
     """
-    drawn = list(values)
-    low, high = min(drawn), max(drawn)
-    if low <= 0:
+    drawn = [value for value in values if math.isfinite(value)]
+    if not drawn or min(drawn) <= 0:
         return {"type": "linear"}
+    low, high = min(drawn), max(drawn)
     axis: dict[str, Any] = {"type": "log", "minor": {"ticks": "outside", "ticklen": 2, "tickcolor": MUTED}}
     if high < _NO_RANGE * low:
         # Plotly would zoom in until rounding shows.
