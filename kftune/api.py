@@ -30,6 +30,7 @@ def run_study(
     workers: int | None = None,
     data_dir: Path | None = None,
     progress: bool = True,
+    retry_crashed: bool = False,
 ) -> Results:
     """Run a study file, or go on with it where it was left: ``kftune run`` as a function.
 
@@ -40,6 +41,7 @@ def run_study(
         workers: so many runs at a time on the CPU.
         data_dir: where datasets are; by default ``KFTUNE_DATA``, else the user's cache.
         progress: whether to show it.
+        retry_crashed: make runs again that have crashed, once the code is mended.
 
     Raises:
         ConfigError: the file is wrong; all that is, a line each.
@@ -48,7 +50,7 @@ def run_study(
         KeyboardInterrupt: passed on; every finished run is stored.
     """
     study = Study(file, overrides=overrides, data_dir=data_dir)
-    return study.run(devices=devices, workers=workers, progress=progress)
+    return study.run(devices=devices, workers=workers, progress=progress, retry_crashed=retry_crashed)
 
 
 class Study:
@@ -104,11 +106,13 @@ class Study:
         workers: int | None = None,
         data_dir: Path | None = None,
         progress: bool = True,
+        retry_crashed: bool = False,
     ) -> Results:
         """Bring every study to its number of trials; see :func:`run_study`. ``data_dir`` stands for the study's."""
         from kftune.study.sessions.search import run_studies
 
-        return self._train(run_studies, devices, workers, data_dir, progress)
+        train = partial(run_studies, retry_crashed=retry_crashed)
+        return self._train(train, devices, workers, data_dir, progress)
 
     def confirm(
         self,
@@ -120,11 +124,14 @@ class Study:
         workers: int | None = None,
         data_dir: Path | None = None,
         progress: bool = True,
+        retry_crashed: bool = False,
     ) -> Results:
         """Train the best configurations again on fresh seeds; see :mod:`kftune.study.sessions.confirm`."""
         from kftune.study.sessions.confirm import confirm_studies
 
-        train = partial(confirm_studies, top=top, seeds=seeds, budget_factors=budget_factors)
+        train = partial(
+            confirm_studies, top=top, seeds=seeds, budget_factors=budget_factors, retry_crashed=retry_crashed
+        )
         return self._train(train, devices, workers, data_dir, progress, repeats=seeds)
 
     def results(self) -> Results:

@@ -27,6 +27,7 @@ def run_studies(
     data_dir: Path,
     reporter: Reporter | None = None,
     interrupt: Interrupt | None = None,
+    retry_crashed: bool = False,
 ) -> RunSummary:
     """Bring every study of a study file to its number of trials, going on from what is stored.
 
@@ -37,6 +38,7 @@ def run_studies(
         data_dir: where datasets are.
         reporter: is told what happens.
         interrupt: asks for an orderly stop.
+        retry_crashed: make runs again that have crashed, because the user's own code is mended.
 
     Raises:
         StudyChangedError: a study of this name is stored with another configuration; nothing is written.
@@ -49,7 +51,7 @@ def run_studies(
         config, repository=repository, devices=devices, data_dir=data_dir, reporter=reporter, interrupt=interrupt
     )
     with sole_writer(repository):
-        return session.run()
+        return session.run(retry_crashed=retry_crashed)
 
 
 class _Search(Session):
@@ -60,11 +62,13 @@ class _Search(Session):
     spent_before: float
     limit_reached: str | None = None
 
-    def run(self) -> RunSummary:
+    def run(self, *, retry_crashed: bool) -> RunSummary:
         """See :func:`run_studies`."""
         self.trials = Trials(self.config, plans=self.plans, repository=self.repository, ledger=self.ledger)
         candidates = find_candidates(self.config, self.plans, self.repository)
         self.repository.register(study_records(self.config, self.trials.n_trials))
+        if retry_crashed:
+            self.retry_crashed("search")
         if self.trials.finished():
             return RunSummary("already_complete")
         enqueue(candidates, plans=self.plans, repository=self.repository, say=self.reporter.message)
