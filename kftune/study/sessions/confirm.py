@@ -17,6 +17,7 @@ from kftune.study.config import StudyConfig, StudyPlan, make_plans
 from kftune.study.sessions.job import Job
 from kftune.study.sessions.opening import sole_writer
 from kftune.study.sessions.reporting import Reporter, StudyTotals
+from kftune.study.sessions.restoring import restore_lost
 from kftune.study.sessions.session import Interrupt, RunSummary, Session
 
 __all__ = ["confirm_seed", "confirm_studies"]
@@ -69,6 +70,9 @@ def confirm_studies(
     for factor in budget_factors:
         if not 0 < factor < float("inf"):
             raise UsageError(f"budget factors must be above 0, got {factor:g}")
+    with sole_writer(repository):
+        say = Reporter().message if reporter is None else reporter.message
+        restore_lost(config, make_plans(config), repository=repository, say=say)
     found = [(plan, _best_trials(plan, repository, top)) for plan in make_plans(config)]
     chosen = [(plan, run) for plan, runs in found for run in runs]
     if not chosen:

@@ -12,6 +12,7 @@ from kftune.study.sessions.job import Job
 from kftune.study.sessions.opening import sole_writer, study_records
 from kftune.study.sessions.pruning import Judge
 from kftune.study.sessions.reporting import Reporter, StudyTotals
+from kftune.study.sessions.restoring import restore_lost
 from kftune.study.sessions.session import Interrupt, RunSummary, Session
 from kftune.study.sessions.trials import OpenTrial, Trials, run_seed
 from kftune.study.sessions.warm_start import enqueue, find_candidates
@@ -64,6 +65,7 @@ class _Search(Session):
 
     def run(self, *, retry_crashed: bool) -> RunSummary:
         """See :func:`run_studies`."""
+        restore_lost(self.config, self.plans, repository=self.repository, say=self.reporter.message)
         self.trials = Trials(self.config, plans=self.plans, repository=self.repository, ledger=self.ledger)
         candidates = find_candidates(self.config, self.plans, self.repository)
         self.repository.register(study_records(self.config, self.trials.n_trials))
