@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -145,6 +145,26 @@ class Study:
 
         with Repository.open(self.config.storage, read_only=True) as repository:
             return Results(load_results(repository, [self.config.name])[0])
+
+    def enqueue(self, settings: Mapping[str, Any], *, optimizer: str | None = None, problem: str | None = None) -> None:
+        """Have settings of your own tried next, before what the sampler proposes; as ``kftune enqueue``.
+
+        Args:
+            settings: hyperparameters with their values; the sampler chooses the others.
+            optimizer: its label; needed where there are several.
+            problem: its label; None for every problem.
+
+        Raises:
+            UsageError: there is no such hyperparameter, or a value is outside its box; nothing is stored.
+        """
+        from kftune.problems import data_read_from
+        from kftune.storage.repository import Repository
+        from kftune.study.sessions.given import enqueue_given, find_given
+
+        with data_read_from(self._data_dir):
+            given = find_given(self.config, settings, optimizer=optimizer, problem=problem)
+            with Repository.open(self.config.storage) as repository:
+                enqueue_given(self.config, given, repository=repository)
 
     def delete(self) -> None:
         """Delete everything stored of it, as ``kftune delete``; without asking.

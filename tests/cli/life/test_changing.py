@@ -137,7 +137,7 @@ def test_a_renamed_study_goes_on_as_if_it_had_always_had_the_name(kftune: Comman
 
 
 def test_names_that_are_taken_or_wrong(kftune: Command, two_files: Path) -> None:
-    before = two_files.read_bytes()
+    before = rows(two_files), contents(two_files, "made"), contents(two_files, "other")
     for arguments, line in (
         (["rename", "made", "other"], "made.db holds a study 'other/digits_mlp/sgd' already; choose another name"),
         (["rename", "made", "a/b"], "NEW: must begin with a letter or digit"),
@@ -151,7 +151,7 @@ def test_names_that_are_taken_or_wrong(kftune: Command, two_files: Path) -> None
         result = kftune(*arguments, "--yes")
         assert (result.code, len(result.err.splitlines()), result.out) == (2, 1, "")
         assert line in result.err
-    assert two_files.read_bytes() == before
+    assert (rows(two_files), contents(two_files, "made"), contents(two_files, "other")) == before
 
 
 def test_an_optuna_study_of_somebody_elses_keeps_its_name(kftune: Command, finished: Path) -> None:
@@ -254,7 +254,8 @@ def test_what_was_deleted_with_optuna_is_told(kftune: Command, finished: Path, c
     result = kftune(*command)
     assert (result.code, len(result.err.splitlines())) == (2, 1)
     assert result.err == (
-        "error: small.db: the Optuna study 'small/digits_mlp/kfac' was deleted outside kftune, whose runs are still here; "
+        "error: small.db: the Optuna study 'small/digits_mlp/kfac' was deleted outside kftune, "
+        "whose runs are still here; "
         "`kftune resume small --storage small.db` restores it from them, "
         "`kftune delete small/digits_mlp/kfac --storage small.db` deletes them too\n"
     )
@@ -277,8 +278,9 @@ def test_what_was_deleted_with_optuna_is_restored(
     rows(finished)
     file, trials = contents(finished, "small")
     assert [[t[:3] for t in of_study] for of_study in trials] == [[t[:3] for t in of_study] for of_study in before[1]]
-    for mine, theirs in zip(sum(trials, []), sum(before[1], []), strict=True):
-        assert mine[3] == pytest.approx(theirs[3], rel=1e-12)
+    for i, of_study in enumerate(before[1]):
+        for mine, theirs in zip(trials[i], of_study, strict=True):
+            assert mine[3] == pytest.approx(theirs[3], rel=1e-12)
     assert [study.runs for study in file.studies] == [study.runs for study in before[0].studies]
     assert "deleted outside" not in kftune("resume", "--set", "trials=3").out
     assert "3/3" in kftune("status").out
