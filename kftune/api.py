@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ def run_study(
     workers: int | None = None,
     data_dir: Path | None = None,
     progress: bool = True,
+    retry_crashed: bool = False,
 ) -> Results:
     """Run a study file, or go on with it where it was left: ``kftune run`` as a function.
 
@@ -40,6 +41,7 @@ def run_study(
         workers: so many runs at a time on the CPU.
         data_dir: where datasets are; by default ``KFTUNE_DATA``, else the user's cache.
         progress: whether to show it.
+        retry_crashed: make runs again that have crashed, once the code is mended.
 
     Raises:
         ConfigError: the file is wrong; all that is, a line each.
@@ -48,7 +50,7 @@ def run_study(
         KeyboardInterrupt: passed on; every finished run is stored.
     """
     study = Study(file, overrides=overrides, data_dir=data_dir)
-    return study.run(devices=devices, workers=workers, progress=progress)
+    return study.run(devices=devices, workers=workers, progress=progress, retry_crashed=retry_crashed)
 
 
 class Study:
@@ -104,12 +106,14 @@ class Study:
         workers: int | None = None,
         data_dir: Path | None = None,
         progress: bool = True,
+        retry_crashed: bool = False,
     ) -> Results:
         """Bring every study to its number of trials; see :func:`run_study`. ``data_dir`` stands for the study's."""
         from kftune.study.sessions.search import check_sources, run_studies
 
         check_sources(self.config)
-        return self._train(run_studies, devices, workers, data_dir, progress)
+        train = partial(run_studies, retry_crashed=retry_crashed)
+        return self._train(train, devices, workers, data_dir, progress)
 
     def confirm(
         self,
@@ -121,11 +125,14 @@ class Study:
         workers: int | None = None,
         data_dir: Path | None = None,
         progress: bool = True,
+        retry_crashed: bool = False,
     ) -> Results:
         """Train the best configurations again on fresh seeds; see :mod:`kftune.study.sessions.confirm`."""
         from kftune.study.sessions.confirm import confirm_studies
 
-        train = partial(confirm_studies, top=top, seeds=seeds, budget_factors=budget_factors)
+        train = partial(
+            confirm_studies, top=top, seeds=seeds, budget_factors=budget_factors, retry_crashed=retry_crashed
+        )
         return self._train(train, devices, workers, data_dir, progress, repeats=seeds, create=False)
 
     def results(self) -> Results:
@@ -139,6 +146,26 @@ class Study:
 
         with Repository.open(self.config.storage, read_only=True) as repository:
             return Results(load_results(repository, [self.config.name])[0])
+
+    def enqueue(self, settings: Mapping[str, Any], *, optimizer: str | None = None, problem: str | None = None) -> None:
+        """Have settings of your own tried next, before what the sampler proposes; as ``kftune enqueue``.
+
+        Args:
+            settings: hyperparameters with their values; the sampler chooses the others.
+            optimizer: its label; needed where there are several.
+            problem: its label; None for every problem.
+
+        Raises:
+            UsageError: there is no such hyperparameter, or a value is outside its box; nothing is stored.
+        """
+        from kftune.problems import data_read_from
+        from kftune.storage.repository import Repository
+        from kftune.study.sessions.given import enqueue_given, find_given
+
+        with data_read_from(self._data_dir):
+            given = find_given(self.config, settings, optimizer=optimizer, problem=problem)
+            with Repository.open(self.config.storage) as repository:
+                enqueue_given(self.config, given, repository=repository)
 
     def delete(self) -> None:
         """Delete everything stored of it, as ``kftune delete``; without asking.

@@ -9,7 +9,7 @@ import typer
 from kftune._version import __version__
 from kftune.cli.commands.library import benchmark, data, describe, listing, profile
 from kftune.cli.commands.results import best, compare, dashboard, export, figure, import_, serve, status, transfer
-from kftune.cli.commands.studies import confirm, delete, drop, init, rename, resume, run, schema, validate
+from kftune.cli.commands.studies import confirm, delete, drop, enqueue, init, rename, resume, run, schema, validate
 
 __all__ = ["app"]
 
@@ -44,6 +44,7 @@ app.command("schema")(schema.schema)
 app.command("run")(run.run)
 app.command("resume")(resume.resume)
 app.command("confirm")(confirm.confirm)
+app.command("enqueue")(enqueue.enqueue)
 app.command("drop")(drop.drop)
 app.command("rename")(rename.rename)
 app.command("delete")(delete.delete)

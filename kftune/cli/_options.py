@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import typer
 
-__all__ = ["AsJson", "DataDir", "Devices", "Overrides", "Storage", "StoredStudy", "StudyFile", "Workers"]
+__all__ = ["AsJson", "DataDir", "Devices", "Overrides", "Retry", "Storage", "StoredStudy", "StudyFile", "Workers"]
 
 StudyFile: TypeAlias = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.")]
 StoredStudy: TypeAlias = Annotated[
@@ -54,5 +54,9 @@ DataDir: TypeAlias = Annotated[
     typer.Option(
         "--data-dir", callback=_read_from, help="Where datasets are. Default: KFTUNE_DATA, else the user's cache."
     ),
+]
+Retry: TypeAlias = Annotated[
+    Literal["crashed"] | None,
+    typer.Option("--retry", help="Make these runs again first: crashed, once your own code is mended."),
 ]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from kftune.cli._target import find_target
 from kftune.cli.rendering.tables import print_best
@@ -40,6 +40,7 @@ class Sitting:
         workers: what ``--workers`` said.
         data_dir: what ``--data-dir`` said.
         again: the command that goes on after an interrupt.
+        retry: what ``--retry`` said.
         file: the study file's path, for messages; None where it was read from its database.
     """
 
@@ -49,6 +50,7 @@ class Sitting:
     data_dir: Path | None
     again: str = ""
     file: str | None = None
+    retry: Literal["crashed"] | None = None
 
     def search(self, *, dry_run: bool = False) -> int:
         """Bring the studies to their ends; returns the exit code.
@@ -70,7 +72,7 @@ class Sitting:
         check_sources(self.config)
         each = f"every study has its {self.config.trials} trials"
         return self._train(
-            run_studies,
+            partial(run_studies, retry_crashed=self.retry == "crashed"),
             lambda repository: _print_best(self.config, repository),
             f"{self.config.name} is complete already: {each}; nothing to do",
         )
@@ -86,7 +88,13 @@ class Sitting:
         from kftune.study.sessions.confirm import confirm_studies
 
         return self._train(
-            partial(confirm_studies, top=top, seeds=seeds, budget_factors=budget_factors),
+            partial(
+                confirm_studies,
+                top=top,
+                seeds=seeds,
+                budget_factors=budget_factors,
+                retry_crashed=self.retry == "crashed",
+            ),
             show,
             f"{self.config.name} is confirmed already, at these seeds and budgets; kftune compare shows it",
             repeats=seeds,
@@ -189,7 +197,10 @@ def _conclude(summary: RunSummary, again: str) -> int | None:
     """Say how a session ended that did not come to its end; returns the exit code, None if it did."""
     if summary.outcome == "crashed":
         print(summary.message, file=sys.stderr)
-        say(f"\nstopped; every finished run is stored. Once the cause is mended, go on with: {again}", whole=True)
+        say(
+            f"\nstopped; every finished run is stored. Once the cause is mended, go on with: {again} --retry crashed",
+            whole=True,
+        )
         return _EXIT_CRASHED
     if summary.outcome == "interrupted":
         say(

@@ -96,7 +96,7 @@ def supersede_crashed(session: orm.Session, study: str, purpose: Purpose) -> int
     Returns:
         How many these runs are.
     """
-    study_id = session.scalars(sa.select(models.Study.id).where(models.Study.study == study)).one()
+    study_id = sa.select(models.Study.id).where(models.Study.study == study).scalar_subquery()
     crashed = sa.select(models.Run).where(
         models.Run.study_id == study_id,
         models.Run.purpose == purpose,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -95,7 +96,7 @@ class Reading:
             try:
                 study_id = self._optuna.get_study_id_from_name(study)
             except KeyError as error:
-                raise StorageError(f"{self.name} holds no study {study!r}") from error
+                raise StorageError(self._missing(study)) from error
             trials = self._optuna.get_all_trials(study_id, deepcopy=False)
         return [
             TrialRecord(
@@ -110,6 +111,21 @@ class Reading:
             )
             for trial in trials
         ]
+
+    def _missing(self, study: str) -> str:
+        """Why Optuna has no study of a name, and what to do about it."""
+        record = next((record for record in self.studies() if record.study == study), None)
+        if record is None:
+            return f"{self.name} holds no study {study!r}"
+        delete, resume = (
+            shlex.join(["kftune", command, name, "--storage", self.name])
+            for command, name in (("delete", study), ("resume", record.file_name))
+        )
+        restored = "" if "imported" in record.config else f"`{resume}` restores it from them, "
+        return (
+            f"{self.name}: the Optuna study {study!r} was deleted outside kftune, whose runs are still here; "
+            f"{restored}`{delete}` deletes them too"
+        )
 
     def sessions(self, file_name: str | None = None) -> list[SessionRecord]:
         """Sessions in the order they began, of one study file or all."""

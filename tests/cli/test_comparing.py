@@ -18,6 +18,7 @@ from kftune.storage.repository import Repository
 from tests.analysis.builders import add_trial, failed, result
 from tests.cli.conftest import Command
 from tests.cli.stored import make
+from tests.processes.database import connected
 from tests.storage.builders import run_record
 
 
@@ -157,12 +158,14 @@ def test_times_of_several_files_are_told_apart(kftune: Command, made: Path) -> N
     make(made.with_name("other.db"), name="other")
     result = kftune("compare", "made.db", "other.db", "--target", "0.5")
     assert [line for line in result.out.splitlines() if cell_len(line) > 80] == []
-    times = " ".join(result.out.split()).split("at the target")[1]
+    assert "kfac (other)" in " ".join(result.out.split()).split("at the target")[1]
+    plain = json.loads(kftune("compare", "made.db", "other.db", "--target", "0.5", "--json").out)
+    assert [len(profile["ratios"]) for profile in plain["performance_profiles"]] == [2] * 4  # two optimizers, two files
+    make(made, name="other")  # of one database that is named once
+    times = " ".join(kftune("compare", "made.db", "--target", "0.5").out.split()).split("at the target")[1]
     assert "study problem optimizer" in times
     assert "made digits_mlp kfac 0.5 2 s confirming" in times
     assert "other digits_mlp kfac 0.5 2 s confirming" in times
-    plain = json.loads(kftune("compare", "made.db", "other.db", "--target", "0.5", "--json").out)
-    assert [len(profile["ratios"]) for profile in plain["performance_profiles"]] == [4, 4]  # two problems in two files
 
 
 def test_a_better_trial_that_came_after_the_confirmation_is_told(kftune: Command, made: Path) -> None:
@@ -178,10 +181,76 @@ def test_a_better_trial_that_came_after_the_confirmation_is_told(kftune: Command
     assert "its best trial is not confirmed" in kftune("compare", "--latex").out
 
 
-def test_studies_of_several_databases_stand_beside_each_other(kftune: Command, made: Path) -> None:
-    make(made.with_name("other.db"), confirmed=False)
+def test_several_files_of_the_same_problems_have_one_verdict(kftune: Command, made: Path) -> None:
+    make(made.with_name("other.db"), confirmed=False)  # of the same name
     problems = json.loads(kftune("compare", "made.db", "other.db", "--json").out)["problems"]
-    assert [problem["is_confirmed"] for problem in problems] == [True, False, False, False]
+    assert [(p["problem"], p["file_name"]) for p in problems] == [
+        ("digits_mlp", "made #1 and made #2"),
+        ("digits_autoencoder", "made #1 and made #2"),
+    ]
+    rows = [[(row["rank"], row["optimizer"], row["is_confirmed"]) for row in p["rows"]] for p in problems]
+    assert rows[0] == [
+        (1, "kfac (made #1)", True),
+        (2, "sgd (made #1)", True),
+        (None, "kfac (made #2)", False),
+        (None, "sgd (made #2)", False),
+    ]
+    assert [row[0] for row in rows[1]] == [1, 2, 3, 4]
+
+
+def test_pairs_of_optimizers_of_two_files(kftune: Command, made: Path) -> None:
+    make(made.with_name("other.db"), name="other")
+    result = kftune("compare", "made.db", "other", "--storage", "other.db")
+    assert result.code == 2  # made.db is no name in other.db
+    result = kftune("compare", "made.db", "other.db", "--json")
+    pairs = json.loads(result.out)["problems"][0]["comparisons"]
+    found = {(pair["first"], pair["second"]): pair for pair in pairs}
+    within, across = found["kfac (made)", "sgd (made)"], found["kfac (made)", "sgd (other)"]
+    assert (across["difference"], across["n_seeds"]) == (pytest.approx(within["difference"]), 3)
+    alone = json.loads(kftune("compare", "made.db", "--json").out)["problems"][0]["comparisons"]
+    assert within["p_value"] == alone[0]["p_value"]
+    assert within["p_holm"] > alone[0]["p_holm"]  # six pairs instead of one
+
+
+def test_files_without_a_common_problem_stand_beside_each_other(kftune: Command, made: Path) -> None:
+    make(made.with_name("other.db"), name="other")
+    for problem in ("digits_mlp", "digits_autoencoder"):
+        with connected(made.with_name("other.db")) as connection:
+            connection.execute("update kftune_study set problem = ? where problem = ?", (f"other_{problem}", problem))
+    problems = json.loads(kftune("compare", "made.db", "other.db", "--json").out)["problems"]
+    assert [p["file_name"] for p in problems] == ["made", "made", "other", "other"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("$.budget", {"seconds": 2.0}, 'budget is not known in one and {"seconds": 2.0} in the other'),
+        ("$.problem.args", {"n": 20}, 'problem is {"name": "digits_mlp", "args": {}} in one and'),
+        ("$.seed", 7, "seed is not known in one and 7 in the other"),
+        ("$.dtype", "float64", 'dtype is not known in one and "float64" in the other'),
+    ],
+)
+def test_what_cannot_be_compared_is_named(kftune: Command, made: Path, path: str, value: Any, said: str) -> None:
+    other = made.with_name("other.db")
+    make(other, name="other")
+    with connected(other) as connection:
+        connection.execute(
+            "update kftune_study set identity = json_set(identity, ?, json(?))", (path, json.dumps(value))
+        )
+    result = kftune("compare", "made.db", "other.db")
+    assert (result.code, result.out, len(result.err.splitlines())) == (2, "", 1)
+    assert result.err.startswith(f"error: made and other cannot be compared on digits_mlp: {said}")
+    assert result.err.endswith("compare each by itself\n")
+    assert kftune("compare", "other.db").code == 0
+
+
+def test_files_of_different_objectives(kftune: Command, made: Path) -> None:
+    make(made.with_name("other.db"), name="other", objective="train_loss")
+    said = 'objective is "test_loss" in one and "train_loss" in the other'
+    assert said in kftune("compare", "made.db", "other.db").err
+
+
+def test_an_unknown_study_of_a_database(kftune: Command, made: Path) -> None:
     assert kftune("compare", "nothing", "--storage", "made.db").err.startswith("error: unknown study 'nothing'")
 
 

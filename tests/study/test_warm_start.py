@@ -14,7 +14,7 @@ from kftune.storage.importing.csv_sweep import read_csv_sweep
 from kftune.storage.importing.studies import store_imported
 from kftune.storage.repository import Repository, TrialRecord
 from kftune.study.config import StudyConfig, make_plans
-from kftune.study.sessions.warm_start import _placed, find_candidates
+from kftune.study.sessions.warm_start import find_candidates, placed
 from tests.study.test_runner import Recorder, config, run
 
 SPACE = Space(
@@ -51,7 +51,7 @@ def trials_of(study: StudyConfig) -> list[TrialRecord]:
 
 
 def test_hyperparameters_become_what_is_sampled_and_resolve_to_themselves() -> None:
-    params, unknown, outside = _placed(SPACE, GIVEN, sampled={})
+    params, unknown, outside = placed(SPACE, GIVEN, sampled={})
     assert params == {
         "schedule": "linear",
         "lr": 0.1,
@@ -83,14 +83,14 @@ def test_hyperparameters_become_what_is_sampled_and_resolve_to_themselves() -> N
     ],
 )
 def test_a_value_that_the_space_does_not_hold_is_named(name: str, value: Value) -> None:
-    _, _, outside = _placed(SPACE, GIVEN | {name: value}, sampled={})
+    _, _, outside = placed(SPACE, GIVEN | {name: value}, sampled={})
     named = "growth" if (name, value) == ("schedule", "constant") else name
     assert named in outside
     assert set(outside) <= {named, "damping", "growth"}  # one is relative to the learning rate, one conditional
 
 
 def test_a_value_that_is_relative_to_an_unknown_one_cannot_be_placed() -> None:
-    params, unknown, outside = _placed(SPACE, {"damping": 0.05}, sampled={})
+    params, unknown, outside = placed(SPACE, {"damping": 0.05}, sampled={})
     assert params == {}
     assert unknown == ("schedule", "lr", "beta1", "growth", "batch_size")
     assert outside == {"damping": 0.05}
@@ -98,10 +98,10 @@ def test_a_value_that_is_relative_to_an_unknown_one_cannot_be_placed() -> None:
 
 def test_what_was_sampled_in_the_same_way_is_taken_as_it_was() -> None:
     ratio = 10.0  # the edge of the box; 0.7 * 10 / 0.7 need not be
-    params, _, outside = _placed(SPACE, GIVEN | {"lr": 0.7, "damping": 0.7 * ratio}, sampled={"damping/lr": ratio})
+    params, _, outside = placed(SPACE, GIVEN | {"lr": 0.7, "damping": 0.7 * ratio}, sampled={"damping/lr": ratio})
     assert params["damping/lr"] == ratio
     assert outside == {}
-    params, _, outside = _placed(SPACE, GIVEN | {"lr": 0.7, "damping": 0.7 * ratio * (1 + 1e-12)}, sampled={})
+    params, _, outside = placed(SPACE, GIVEN | {"lr": 0.7, "damping": 0.7 * ratio * (1 + 1e-12)}, sampled={})
     assert params["damping/lr"] == ratio
     assert outside == {}
 

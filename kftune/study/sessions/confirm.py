@@ -17,6 +17,7 @@ from kftune.study.config import StudyConfig, StudyPlan, make_plans
 from kftune.study.sessions.job import Job
 from kftune.study.sessions.opening import sole_writer
 from kftune.study.sessions.reporting import Reporter, StudyTotals
+from kftune.study.sessions.restoring import restore_lost
 from kftune.study.sessions.session import Interrupt, RunSummary, Session
 
 __all__ = ["confirm_seed", "confirm_studies"]
@@ -38,6 +39,7 @@ def confirm_studies(
     budget_factors: Sequence[float] = (1.0,),
     reporter: Reporter | None = None,
     interrupt: Interrupt | None = None,
+    retry_crashed: bool = False,
 ) -> RunSummary:
     """Train the best configurations of every study again on fresh seeds; what is stored already is not repeated.
 
@@ -54,6 +56,7 @@ def confirm_studies(
         budget_factors: multiples of the study's budget; each is confirmed on its own.
         reporter: is told what happens.
         interrupt: asks for an orderly stop.
+        retry_crashed: make confirming runs again that have crashed.
 
     Raises:
         UsageError: no study has a trial that ended well, or a number makes no sense; nothing is written.
@@ -67,6 +70,9 @@ def confirm_studies(
     for factor in budget_factors:
         if not 0 < factor < float("inf"):
             raise UsageError(f"budget factors must be above 0, got {factor:g}")
+    with sole_writer(repository):
+        say = Reporter().message if reporter is None else reporter.message
+        restore_lost(config, make_plans(config), repository=repository, say=say)
     found = [(plan, _best_trials(plan, repository, top)) for plan in make_plans(config)]
     chosen = [(plan, run) for plan, runs in found for run in runs]
     if not chosen:
@@ -80,6 +86,8 @@ def confirm_studies(
         interrupt=interrupt,
     )
     with sole_writer(repository):
+        if retry_crashed:
+            session.retry_crashed("confirm")
         for plan in (plan for plan, runs in found if not runs):
             session.reporter.message(f"{plan.study} has no trial that ended well, so it is left out")
         return session.run(chosen, tuple(dict.fromkeys(budget_factors)))
@@ -146,9 +154,9 @@ class _Confirmation(Session):
 
     def _with_attempts(self, jobs: Sequence[Job]) -> Iterator[Job]:
         """Superseded attempts of earlier sessions count."""
-        earlier: dict[tuple[str, float, int, int], list[int]] = {}
+        earlier: dict[tuple[str, float, int, int], list[RunRecord]] = {}
         for run in self.repository.runs(curves=False, purpose="confirm", superseded=True):
-            earlier.setdefault((run.study, run.budget_factor, run.trial, run.repeat), []).append(run.attempt)
+            earlier.setdefault((run.study, run.budget_factor, run.trial, run.repeat), []).append(run)
         for job in jobs:
             yield job.after(earlier.get((job.key.study, job.budget_factor, job.trial, job.repeat), ()))
 

@@ -10,7 +10,7 @@ from typing import Self
 
 from kftune.results import CurvePoint, Outcome, RunResult, RunSpec
 from kftune.space import Value
-from kftune.storage.records import Purpose
+from kftune.storage.records import Purpose, RunRecord
 from kftune.study.config import StudyConfig, StudyPlan
 from kftune.study.sessions.reporting import RunKey
 
@@ -63,13 +63,15 @@ class Job:
         """For people."""
         return f"{self.plan.study}, trial {self.trial}, repeat {self.repeat}"
 
-    def after(self, superseded: Sequence[int]) -> Self:
+    def after(self, superseded: Sequence[RunRecord]) -> Self:
         """The same, when attempts at it by earlier sessions are superseded.
 
         Args:
-            superseded: which attempts they were; perhaps none.
+            superseded: these attempts; perhaps none. One that crashed is made again because somebody said so, and
+                not because the machine was disturbed.
         """
-        return replace(self, attempt=max(superseded, default=0) + 1, disturbances=len(superseded))
+        disturbances = sum(run.result.outcome is not Outcome.CRASHED for run in superseded)
+        return replace(self, attempt=max((r.attempt for r in superseded), default=0) + 1, disturbances=disturbances)
 
     def begin(self) -> None:
         """It is given to a slot, or begins there: its time runs from now, its curve is empty."""

@@ -12,6 +12,7 @@ from kftune.study.sessions.job import Job
 from kftune.study.sessions.opening import sole_writer, study_records
 from kftune.study.sessions.pruning import Judge
 from kftune.study.sessions.reporting import Reporter, StudyTotals
+from kftune.study.sessions.restoring import restore_lost
 from kftune.study.sessions.session import Interrupt, RunSummary, Session
 from kftune.study.sessions.trials import OpenTrial, Trials, run_seed
 from kftune.study.sessions.warm_start import enqueue, find_candidates
@@ -27,6 +28,7 @@ def run_studies(
     data_dir: Path,
     reporter: Reporter | None = None,
     interrupt: Interrupt | None = None,
+    retry_crashed: bool = False,
 ) -> RunSummary:
     """Bring every study of a study file to its number of trials, going on from what is stored.
 
@@ -37,6 +39,7 @@ def run_studies(
         data_dir: where datasets are.
         reporter: is told what happens.
         interrupt: asks for an orderly stop.
+        retry_crashed: make runs again that have crashed, because the user's own code is mended.
 
     Raises:
         StudyChangedError: a study of this name is stored with another configuration; nothing is written.
@@ -49,7 +52,7 @@ def run_studies(
         config, repository=repository, devices=devices, data_dir=data_dir, reporter=reporter, interrupt=interrupt
     )
     with sole_writer(repository):
-        return session.run()
+        return session.run(retry_crashed=retry_crashed)
 
 
 def check_sources(config: StudyConfig) -> None:
@@ -71,11 +74,14 @@ class _Search(Session):
     spent_before: float
     limit_reached: str | None = None
 
-    def run(self) -> RunSummary:
+    def run(self, *, retry_crashed: bool) -> RunSummary:
         """See :func:`run_studies`."""
+        restore_lost(self.config, self.plans, repository=self.repository, say=self.reporter.message)
         self.trials = Trials(self.config, plans=self.plans, repository=self.repository, ledger=self.ledger)
         candidates = find_candidates(self.config, self.plans, self.repository)
         self.repository.register(study_records(self.config, self.trials.n_trials))
+        if retry_crashed:
+            self.retry_crashed("search")
         if self.trials.finished():
             return RunSummary("already_complete")
         enqueue(candidates, plans=self.plans, repository=self.repository, say=self.reporter.message)

@@ -12,6 +12,7 @@ from typing import Literal
 
 from kftune.results import CurvePoint, Outcome, RunResult
 from kftune.storage.code_changes import notice_of_change
+from kftune.storage.records import Purpose
 from kftune.storage.repository import Repository, RunRecord
 from kftune.study.config import StudyConfig, make_plans
 from kftune.study.executors import make_executor
@@ -127,6 +128,14 @@ class Session(ABC):
     def _may_begin(self) -> bool:
         """Whether another job may be begun."""
         return not self.interrupt.requested and self.crash is None
+
+    def retry_crashed(self, purpose: Purpose) -> None:
+        """Have runs of earlier sessions that crashed made again, and say so."""
+        n = {plan.study: self.repository.repeat_crashed(plan.study, purpose=purpose) for plan in self.plans}
+        for study in (study for study in n if n[study]):
+            self.reporter.message(f"{study}: {n[study]} crashed {'run is' if n[study] == 1 else 'runs are'} made again")
+        if not any(n.values()):
+            self.reporter.message(f"no run of {self.config.name} has crashed, so none is made again")
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from kftune._targets import importable_from
 from kftune.objective import point_objective, run_objective
 from kftune.results import CurvePoint, Outcome, RunResult
 from kftune.space import Value
-from kftune.storage.repository import Repository
+from kftune.storage.repository import Repository, RunRecord
 from kftune.study.config import StudyConfig, StudyPlan
 from kftune.study.executors.ledger import Ledger
 from kftune.study.samplers import make_sampler, planned_trials
@@ -52,7 +52,7 @@ class OpenTrial:
     number: int
     params: dict[str, Value]
     results: dict[int, RunResult] = field(default_factory=dict)
-    superseded: dict[int, list[int]] = field(default_factory=dict)
+    superseded: dict[int, list[RunRecord]] = field(default_factory=dict)
     is_hopeless: bool | None = None
 
 
@@ -83,7 +83,7 @@ class Trials:
         self._first_values: dict[str, dict[int, float]] = {plan.study: {} for plan in plans}
         self._next_numbers = {plan.study: 0 for plan in plans}
         self._stored: dict[str, dict[int, dict[int, RunResult]]] = {}
-        self._superseded: dict[str, dict[int, dict[int, list[int]]]] = {}
+        self._superseded: dict[str, dict[int, dict[int, list[RunRecord]]]] = {}
         self.n_begun = 0
         self.first_run_decides = config.racing is not None or config.pruner is not None
         self.n_trials = {plan.study: self._n_trials(plan) for plan in plans}
@@ -160,11 +160,11 @@ class Trials:
             self._remember_first(plan, number, by_trial.get(number, {}))
         return by_trial
 
-    def _superseded_attempts(self, plan: StudyPlan) -> dict[int, dict[int, list[int]]]:
-        """Superseded runs of earlier sessions: trial → repeat → which attempts they were."""
-        by_trial: dict[int, dict[int, list[int]]] = {}
+    def _superseded_attempts(self, plan: StudyPlan) -> dict[int, dict[int, list[RunRecord]]]:
+        """Superseded runs of earlier sessions: trial → repeat → attempts."""
+        by_trial: dict[int, dict[int, list[RunRecord]]] = {}
         for record in self._repository.runs(plan.study, curves=False, superseded=True):
-            by_trial.setdefault(record.trial, {}).setdefault(record.repeat, []).append(record.attempt)
+            by_trial.setdefault(record.trial, {}).setdefault(record.repeat, []).append(record)
         return by_trial
 
     def missing_repeats(self, trial: OpenTrial) -> list[int]:

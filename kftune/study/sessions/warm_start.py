@@ -15,7 +15,7 @@ from kftune.storage.repository import Repository, StudyRecord
 from kftune.study.config import StudyConfig, StudyPlan, WarmStartConfig, storage_url, without_password
 from kftune.study.samplers.coordinates import active_dimensions, distribution
 
-__all__ = ["SOURCE_KEY", "Candidate", "enqueue", "find_candidates", "take_over_sources"]
+__all__ = ["SOURCE_KEY", "Candidate", "enqueue", "find_candidates", "placed", "take_over_sources"]
 
 _DONE_KEY = "kftune:warm_start"
 SOURCE_KEY = "kftune:source"
@@ -122,7 +122,7 @@ def _best(start: WarmStartConfig, record: StudyRecord, plan: StudyPlan, reposito
         if trial.state == "complete" and trial.value is not None and trial.number in resolved
     ]
     for trial in sorted(trials, key=lambda trial: (trial.value, trial.number))[: start.top]:
-        params, unknown, outside = _placed(plan.space, resolved[trial.number], sampled=trial.params)
+        params, unknown, outside = placed(plan.space, resolved[trial.number], sampled=trial.params)
         yield Candidate(
             study=plan.study,
             source=without_password(start.source),
@@ -133,7 +133,7 @@ def _best(start: WarmStartConfig, record: StudyRecord, plan: StudyPlan, reposito
         )
 
 
-def _placed(
+def placed(
     space: Space, resolved: Mapping[str, Value], *, sampled: Mapping[str, Value]
 ) -> tuple[dict[str, Value], tuple[str, ...], dict[str, Value]]:
     """A configuration in another search space than the one it was found in.

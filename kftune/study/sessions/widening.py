@@ -17,6 +17,7 @@ from kftune.storage.repository import Repository
 from kftune.study.config import StudyConfig, StudyPlan, config_from_dict, make_plans
 from kftune.study.samplers.coordinates import contains, distributions
 from kftune.study.sessions.opening import sole_writer, study_records
+from kftune.study.sessions.restoring import restore_lost
 from kftune.study.sessions.warm_start import SOURCE_KEY, take_over_sources
 
 __all__ = ["WIDE_SUFFIX", "take_over", "widened"]
@@ -84,6 +85,7 @@ def take_over(old: StudyConfig, new: StudyConfig, *, repository: Repository, say
         for before in make_plans(old):
             if before.study not in stored:
                 raise UsageError(f"{repository.name} holds no study {before.study!r}, so there is nothing to widen")
+        restore_lost(old, make_plans(old), repository=repository, say=say)
         repository.register(study_records(new, {plan.study: new.trials for plan in make_plans(new)}))
         for before, after in zip(make_plans(old), make_plans(new), strict=True):
             n = _take_over(before, after, repository)

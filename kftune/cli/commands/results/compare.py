@@ -33,12 +33,18 @@ def compare(
     as_latex: Annotated[bool, typer.Option("--latex", help="Print LaTeX tables (booktabs).")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare the optimizers: who is best, how sure that is, and at what cost."""
+    """Compare the optimizers: who is best, how sure that is, and at what cost.
+
+    Study files that are named together are compared with each other on the problems that they have in common.
+    """
+    from kftune.analysis.ranking.together import together
     from kftune.analysis.ranking.verdict import verdicts
 
     if as_json and as_latex:
         raise UsageError("--json and --latex exclude each other")
     files = load_files(studies, storage)
+    if studies and len(studies) > 1:
+        files = together(files)
     found = [verdict for file in files for verdict in verdicts(file, budget_factor=budget_factor)]
     times, profiles = _targets(files, target, budget_factor)
     if as_json:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kftune.cli._options import DataDir, Devices, Storage, StoredStudy, Workers
+from kftune.cli._options import DataDir, Devices, Retry, Storage, StoredStudy, Workers
 from kftune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def confirm(
     devices: Devices = None,
     workers: Workers = None,
     data_dir: DataDir = None,
+    retry: Retry = None,
     storage: Storage = None,
 ) -> None:
     """Train the best configurations again on fresh seeds, which is what compare ranks by."""
@@ -42,7 +43,7 @@ def confirm(
     again += ["--budget-factor", budget_factor, "--storage", without_password(config.storage)]
     for option, value in (("--devices", devices), ("--workers", workers), ("--data-dir", data_dir)):
         again += [] if value is None else [option, str(value)]
-    sitting = Sitting(config, devices=devices, workers=workers, data_dir=data_dir, again=shlex.join(again))
+    sitting = Sitting(config, devices=devices, workers=workers, data_dir=data_dir, again=shlex.join(again), retry=retry)
 
     def show(repository: Repository) -> None:
         (file,) = load_results(repository, [config.name])

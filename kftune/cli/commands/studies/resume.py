@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kftune.cli._options import DataDir, Devices, Overrides, Storage, Workers
+from kftune.cli._options import DataDir, Devices, Overrides, Retry, Storage, Workers
 
 __all__ = ["resume"]
 
@@ -23,6 +23,7 @@ def resume(
     devices: Devices = None,
     workers: Workers = None,
     data_dir: DataDir = None,
+    retry: Retry = None,
     widen: Annotated[
         bool,
         typer.Option(
@@ -37,7 +38,7 @@ def resume(
 
     overrides = list(set_ or ())
     config = stored_config(name, storage, overrides)
-    sitting = Sitting(config, devices=devices, workers=workers, data_dir=data_dir)
+    sitting = Sitting(config, devices=devices, workers=workers, data_dir=data_dir, retry=retry)
     if widen:
         sitting.check()  # before the wider studies are stored
         sitting = replace(sitting, config=widened_study(config))

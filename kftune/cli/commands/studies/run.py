@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kftune.cli._options import DataDir, Devices, Overrides, Storage, StudyFile, Workers
+from kftune.cli._options import DataDir, Devices, Overrides, Retry, Storage, StudyFile, Workers
 from kftune.cli._target import given_storage
 
 __all__ = ["run"]
@@ -20,6 +20,7 @@ def run(
     devices: Devices = None,
     workers: Workers = None,
     data_dir: DataDir = None,
+    retry: Retry = None,
     storage: Storage = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, run and write nothing.")] = False,
 ) -> None:
@@ -49,6 +50,7 @@ def run(
         data_dir=data_dir,
         again=shlex.join(map(without_password, again)),
         file=str(study),
+        retry=retry,
     )
     if dry_run:
         sitting.check()  # what is wrong is said before what it would amount to

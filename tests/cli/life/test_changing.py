@@ -137,7 +137,7 @@ def test_a_renamed_study_goes_on_as_if_it_had_always_had_the_name(kftune: Comman
 
 
 def test_names_that_are_taken_or_wrong(kftune: Command, two_files: Path) -> None:
-    before = two_files.read_bytes()
+    before = rows(two_files), contents(two_files, "made"), contents(two_files, "other")
     for arguments, line in (
         (["rename", "made", "other"], "made.db holds a study 'other/digits_mlp/sgd' already; choose another name"),
         (["rename", "made", "a/b"], "NEW: must begin with a letter or digit"),
@@ -151,7 +151,7 @@ def test_names_that_are_taken_or_wrong(kftune: Command, two_files: Path) -> None
         result = kftune(*arguments, "--yes")
         assert (result.code, len(result.err.splitlines()), result.out) == (2, 1, "")
         assert line in result.err
-    assert two_files.read_bytes() == before
+    assert (rows(two_files), contents(two_files, "made"), contents(two_files, "other")) == before
 
 
 def test_an_optuna_study_of_somebody_elses_keeps_its_name(kftune: Command, finished: Path) -> None:
@@ -235,3 +235,72 @@ def test_a_kill_leaves_both_or_neither(finished: Path) -> None:
     with connected(finished) as connection:
         connection.execute("drop trigger late")
     assert (rows(finished), contents(finished, "small")) == before
+
+
+READING = [
+    ["status"],
+    ["best"],
+    ["compare"],
+    ["export"],
+    ["dashboard"],
+    ["transfer"],
+    ["drop", "small/digits_mlp/kfac", "0"],
+]
+
+
+@pytest.mark.parametrize("command", READING, ids=lambda command: command[0])
+def test_what_was_deleted_with_optuna_is_told(kftune: Command, finished: Path, command: list[str]) -> None:
+    optuna.delete_study(study_name="small/digits_mlp/kfac", storage="sqlite:///small.db")
+    result = kftune(*command)
+    assert (result.code, len(result.err.splitlines())) == (2, 1)
+    assert result.err == (
+        "error: small.db: the Optuna study 'small/digits_mlp/kfac' was deleted outside kftune, "
+        "whose runs are still here; "
+        "`kftune resume small --storage small.db` restores it from them, "
+        "`kftune delete small/digits_mlp/kfac --storage small.db` deletes them too\n"
+    )
+
+
+@pytest.mark.parametrize("command", [["run", "study.yaml"], ["resume"], ["confirm", "--top", "1", "--seeds", "1"]])
+@pytest.mark.parametrize("recreated", [False, True])
+def test_what_was_deleted_with_optuna_is_restored(
+    kftune: Command, finished: Path, command: list[str], recreated: bool
+) -> None:
+    before, url = contents(finished, "small"), "sqlite:///small.db"
+    for study in before[0].studies:
+        optuna.delete_study(study_name=study.record.study, storage=url)
+        if recreated:
+            optuna.create_study(study_name=study.record.study, storage=url)
+    result = kftune(*command)
+    assert (result.code, result.err) == (0, "")
+    said = "small/digits_mlp/kfac: its Optuna study was deleted outside kftune; its 2 trials are restored"
+    assert said in " ".join(result.out.split())
+    rows(finished)
+    file, trials = contents(finished, "small")
+    assert [[t[:3] for t in of_study] for of_study in trials] == [[t[:3] for t in of_study] for of_study in before[1]]
+    for i, of_study in enumerate(before[1]):
+        for mine, theirs in zip(trials[i], of_study, strict=True):
+            assert mine[3] == pytest.approx(theirs[3], rel=1e-12)
+    assert [study.runs for study in file.studies] == [study.runs for study in before[0].studies]
+    assert "deleted outside" not in kftune("resume", "--set", "trials=3").out
+    assert "3/3" in kftune("status").out
+
+
+def test_what_is_left_of_it_is_deleted(kftune: Command, finished: Path) -> None:
+    optuna.delete_study(study_name="small/digits_mlp/kfac", storage="sqlite:///small.db")
+    assert kftune("delete", "small/digits_mlp/kfac", "--yes").code == 0
+    rows(finished)
+    assert kftune("status").code == 0
+
+
+def test_an_interrupted_trial_is_restored_as_one(kftune: Command, finished: Path) -> None:
+    kftune("drop", "small/digits_mlp/sgd", "0", "--yes")
+    with connected(finished) as connection:
+        run = "select max(r.id) from kftune_run r join kftune_study s on s.id = r.study_id where s.study like '%/sgd'"
+        connection.execute(f"delete from kftune_point where run_id = ({run})")
+        connection.execute(f"delete from kftune_run where id = ({run})")
+    optuna.delete_study(study_name="small/digits_mlp/sgd", storage="sqlite:///small.db")
+    assert kftune("resume").code == 0
+    file, trials = contents(finished, "small")
+    assert [t[1].name for t in trials[0]] == ["COMPLETE", "COMPLETE"]
+    assert [(run.trial, run.repeat) for run in file.studies[0].runs] == [(0, 0), (0, 1), (1, 0), (1, 1)]

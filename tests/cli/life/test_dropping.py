@@ -1,4 +1,4 @@
-"""Trials that are dropped, made again or restored, and what every sampler makes of it."""
+"""Trials that are dropped, and what every sampler makes of it."""
 
 from __future__ import annotations
 

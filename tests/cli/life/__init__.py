@@ -1,0 +1,1 @@
+"""What happens to stored studies: gone on with, changed, renamed, deleted."""
