@@ -87,15 +87,21 @@ def kftune(directory: Path, *arguments: str, timeout: float = 240) -> tuple[int,
     return done.returncode, done.stdout, done.stderr
 
 
-def runs_of(directory: Path) -> list[RunRecord]:
-    """Every run that is stored, in a database that is whole."""
+def integrity(directory: Path) -> bool:
+    """Whether SQLite finds nothing wrong with the database."""
     with connected(directory / "chaos.db") as connection:
-        assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
+        return bool(connection.execute("pragma integrity_check").fetchone() == ("ok",))
+
+
+def runs_of(directory: Path) -> list[RunRecord]:
+    """Every run that is stored."""
     with Repository.open(f"sqlite:///{directory / 'chaos.db'}", create=False) as repository:
         return repository.runs()
 
 
 def is_complete(directory: Path, *, trials: int = 2, repeats: int = 1, studies: int = 1) -> bool:
-    """Whether each run is stored once, no more and no less."""
+    """Whether the database is whole, and each run stored in it once, no more and no less."""
+    if not integrity(directory):
+        return False
     found = Counter((run.study, run.trial, run.repeat) for run in runs_of(directory))
     return len(found) == studies * trials * repeats and set(found.values()) == {1}

@@ -104,9 +104,9 @@ class WorkerProcess:
 
     def stop(self) -> str:
         """End the process and all that it has started; returns the end of what it printed and, last, how it ended."""
+        started = self._started()
         self.connection.close()
         ended = self._ended_within(_EXIT_SECONDS)
-        started = [] if ended else self._started()
         if not ended:
             self._process.terminate()
             if not self._ended_within(_GRACE_SECONDS):
@@ -124,9 +124,11 @@ class WorkerProcess:
         return f"{output}\n{reason}" if output else reason
 
     def _started(self) -> list[psutil.Process]:
+        if self.is_gone():
+            return []
         try:
             return psutil.Process(self.pid).children(recursive=True)
-        except psutil.Error:  # it has ended this moment
+        except psutil.Error:  # it has ended
             return []
 
     def _ended_within(self, seconds: float) -> bool:

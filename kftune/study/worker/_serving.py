@@ -31,7 +31,7 @@ def main() -> None:
 
     from kftune.optim import OPTIMIZERS
     from kftune.problems import PROBLEMS
-    from kftune.study.worker._state import changes, fresh_random_states, read_state
+    from kftune.study.worker._state import changes, fresh_random_states, leaks, read_state, resident_bytes
     from kftune.training.loop.trainer import train
 
     def report(point: CurvePoint) -> None:
@@ -43,13 +43,14 @@ def main() -> None:
 
     OPTIMIZERS.names(), PROBLEMS.names()  # imports every plug-in before the first run's set-up is timed
     connection.send(Ready())
+    resident = resident_bytes()
     while True:
         spec = inbox.get()
         torch.set_num_threads(spec.threads)
         fresh_random_states()
         state = read_state()
         result = train(spec, report, goes_on=ask) if spec.is_judged else train(spec, report)
-        connection.send(Done(result, changes(state)))
+        connection.send(Done(result, (*changes(state), *leaks(resident))))
         # What is alive now are modules: the collections after later runs need not look at them (0.2 s each).
         gc.freeze()
 

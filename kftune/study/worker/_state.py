@@ -23,6 +23,7 @@ import numpy as np
 import psutil
 import torch
 
+_LEAK_BYTES = 1 << 30
 _STREAMS = (0, 1, 2)
 _TINY = 2.0**-1070  # a subnormal number
 _HOOKED = ("torch.nn.modules.module", "torch.optim.optimizer")
@@ -52,6 +53,16 @@ def changes(before: Mapping[str, object]) -> tuple[str, ...]:
     """What is not as :func:`read_state` found it."""
     now = read_state()
     return tuple(name for name, value in before.items() if now[name] != value)
+
+
+def resident_bytes() -> int:
+    """Memory that the process uses."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def leaks(before: int) -> tuple[str, ...]:
+    """Whether much more memory is used than :func:`resident_bytes` said: later runs might lack it."""
+    return ("memory that it has kept",) if resident_bytes() - before > _LEAK_BYTES else ()
 
 
 def fresh_random_states() -> None:
