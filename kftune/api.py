@@ -104,8 +104,9 @@ class Study:
         progress: bool = True,
     ) -> Results:
         """Bring every study to its number of trials; see :func:`run_study`. ``data_dir`` stands for the study's."""
-        from kftune.study.sessions.search import run_studies
+        from kftune.study.sessions.search import check_sources, run_studies
 
+        check_sources(self.config)
         return self._train(run_studies, devices, workers, data_dir, progress)
 
     def confirm(
@@ -123,7 +124,7 @@ class Study:
         from kftune.study.sessions.confirm import confirm_studies
 
         train = partial(confirm_studies, top=top, seeds=seeds, budget_factors=budget_factors)
-        return self._train(train, devices, workers, data_dir, progress, repeats=seeds)
+        return self._train(train, devices, workers, data_dir, progress, repeats=seeds, create=False)
 
     def results(self) -> Results:
         """What is stored.
@@ -146,6 +147,7 @@ class Study:
         progress: bool,
         *,
         repeats: int | None = None,
+        create: bool = True,
     ) -> Results:
         from kftune.problems import data_read_from, default_data_dir
         from kftune.progress.studies import make_reporter
@@ -160,7 +162,7 @@ class Study:
         go = partial(train, self.config, devices=slots, data_dir=directory)
         with data_read_from(directory):
             preflight(self.config, data_dir=directory)
-            with Repository.open(self.config.storage) as repository:
+            with Repository.open(self.config.storage, create=create) as repository:
                 if progress:
                     with make_reporter(self.config, Interrupt(), repeats=repeats) as reporter:
                         summary = go(repository=repository, reporter=reporter)
@@ -220,6 +222,18 @@ class Results:
             for best in study.configurations
         ]
         return pd.DataFrame(rows, columns=["problem", "optimizer", "rank", "value", "spread", "trial", "params"])
+
+    def winner(self) -> pd.DataFrame:
+        """The best optimizer of every problem: problem, optimizer, trial, tuned, confirmed, params.
+
+        By confirmed loss where one is, else by the search's; as ``kftune compare`` ranks and ``kftune export --winner``
+        writes them. ``confirmed`` is None where it was not confirmed.
+        """
+        from kftune.analysis.ranking.chosen import winners
+
+        columns = ["problem", "optimizer", "trial", "tuned", "confirmed", "params"]
+        rows = [{name: found.to_dict()[name] for name in columns} for found in winners(self.file)]
+        return pd.DataFrame(rows, columns=columns)
 
 
 def _named(item: Any, directories: list[Path]) -> Any:

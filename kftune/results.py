@@ -14,8 +14,8 @@ from kftune.wording import cut, plain_text
 __all__ = [
     "BATCH_PARAMETERS",
     "LOOP_PARAMETERS",
-    "MOMENTUM_PARAMETERS",
     "PHASES",
+    "SCHEDULE_PARAMETERS",
     "Calibration",
     "CurvePoint",
     "Outcome",
@@ -29,10 +29,25 @@ PHASES = ("data", "forward_backward", "statistics", "inversion", "preconditionin
 _LONGEST_MESSAGE = 20_000  # characters
 
 BATCH_PARAMETERS = ("batch_size", "effective_batch_size", "accumulation", "full_batch_at")
-MOMENTUM_PARAMETERS = ("momentum_growth", "momentum_growth_rate")
-LOOP_PARAMETERS = (*BATCH_PARAMETERS, *MOMENTUM_PARAMETERS)
+SCHEDULE_PARAMETERS = (
+    "schedule",
+    "warmup",
+    "final_lr",
+    "decay_share",
+    "milestones",
+    "step_factor",
+    "schedule_by",
+    "damping_schedule",
+    "final_damping",
+    "weight_decay_schedule",
+    "final_weight_decay",
+    "momentum_growth",
+    "momentum_growth_rate",
+    "momentum_growth_start",
+)
+LOOP_PARAMETERS = (*BATCH_PARAMETERS, *SCHEDULE_PARAMETERS)
 """Hyperparameters of the training loop, not of the optimizer; see :class:`kftune.training.data.batches.BatchSizes` and
-:class:`kftune.training.loop.schedules.GrowingMomentum`."""
+:class:`kftune.training.loop.schedules.Schedules`."""
 
 
 class Outcome(StrEnum):

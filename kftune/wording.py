@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,11 +18,18 @@ __all__ = [
     "outcome_title",
     "percent",
     "plain_text",
+    "reads_up_to",
     "time_unit",
+    "trials_made",
+    "without_password",
+    "without_passwords",
 ]
 
 _GAP = 50  # characters for saying how many are left out
 _OBJECTIVES = {"test_loss": "test loss", "train_loss": "train loss", "test_error": "test error"}
+_LOSS_DIGITS = 4
+_LOGIN = r"((?:\w[\w+.-]*:/{0,2})[^\s:/@'\"]*|^[^\s:/@'\"]+(?!:/))"  # up to the colon before the password
+_SECRET_KEY = re.compile(r"(?i)([?&](?:password|passwd|pwd|sslpassword)=)[^&#\s'\"]*")
 _OUTCOMES = {"out_of_memory": "out of memory", "timed_out": "timed out"}
 
 
@@ -46,7 +56,7 @@ def plain_text(text: str) -> str:
 
 
 def cut(text: str, most: int) -> str:
-    """The beginning and the end of a text of more than ``most`` (at least 100) characters, and how much is gone."""
+    """The beginning and end of a text of more than ``most`` (100 or more) characters; between them how much is gone."""
     if len(text) <= most:
         return text
     kept = most - _GAP
@@ -58,7 +68,26 @@ def loss(value: float) -> str:
     """A loss to four significant digits, final zeros kept, so that those below each other compare: ``0.02370``."""
     if not 1e-4 <= abs(value) < 1e4:
         return number(value)
-    return f"{value:#.4g}".removesuffix(".")
+    return f"{value:#.{_LOSS_DIGITS}g}".removesuffix(".")
+
+
+def reads_up_to(value: float) -> float:
+    """About the largest number that reads as ``value`` does in :func:`loss`; never below it."""
+    if value == 0 or not math.isfinite(value):
+        return value
+    shown = float(f"{value:.{_LOSS_DIGITS - 1}e}")
+    # Above a negative power of ten, numbers are shorter by a digit.
+    exponent = int(f"{shown if shown > 0 else shown * (1 - 1e-9):.15e}".partition("e")[2])
+    half = 0.5 * 10.0 ** (exponent - _LOSS_DIGITS + 1)
+    return max(value, shown + half * (1 - 1e-6))
+
+
+def trials_made(made: Iterable[tuple[int, int]]) -> str:
+    """Of studies with (finished, asked for) trials: ``12 of 24``, or ``24 of 24 and 2 more`` if fewer are asked for."""
+    pairs = list(made)
+    more = sum(max(0, n - wanted) for n, wanted in pairs)
+    text = f"{sum(min(n, wanted) for n, wanted in pairs)} of {sum(wanted for _, wanted in pairs)}"
+    return f"{text} and {more} more" if more else text
 
 
 def percent(share: float) -> str:
@@ -90,6 +119,16 @@ def time_unit(seconds: float) -> tuple[float, str]:
 def clock_time(time: datetime) -> str:
     """To the minute, UTC."""
     return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def without_password(url: str) -> str:
+    """A database's URL with ``***`` for its password, also where it is written wrong (``@``, ``/`` or ``#`` in it)."""
+    return _SECRET_KEY.sub(r"\1***", re.sub(rf"{_LOGIN}:.+@", r"\1:***@", url, count=1, flags=re.DOTALL))
+
+
+def without_passwords(text: str) -> str:
+    """The same for every URL in a text."""
+    return _SECRET_KEY.sub(r"\1***", re.sub(rf"{_LOGIN}:[^\s:]\S*@", r"\1:***@", text))
 
 
 def objective_title(objective: str) -> str:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from kftune.errors import UsageError, UserCodeError
+from kftune.wording import without_passwords
 
 __all__ = ["main"]
 
@@ -47,5 +48,6 @@ def _print_anything() -> None:
 
 
 def _complain(message: str) -> None:
-    for line in message.splitlines():
+    # Whoever wrote the message has hidden what is secret; this is for what nobody thought of.
+    for line in without_passwords(message).splitlines():
         print(f"error: {line}", file=sys.stderr)

@@ -34,7 +34,9 @@ Devices: TypeAlias = Annotated[
 ]
 Workers: TypeAlias = Annotated[
     int | None,
-    typer.Option("--workers", metavar="N", min=1, help="Runs at a time on the CPU, its cores shared out among them."),
+    typer.Option(
+        "--workers", metavar="N", min=1, max=1024, help="Runs at a time on the CPU, its cores shared out among them."
+    ),
 ]
 
 

@@ -40,6 +40,7 @@ class Sitting:
         workers: what ``--workers`` said.
         data_dir: what ``--data-dir`` said.
         again: the command that goes on after an interrupt.
+        file: the study file's path, for messages; None where it was read from its database.
     """
 
     config: StudyConfig
@@ -47,6 +48,7 @@ class Sitting:
     workers: int | None
     data_dir: Path | None
     again: str = ""
+    file: str | None = None
 
     def search(self, *, dry_run: bool = False) -> int:
         """Bring the studies to their ends; returns the exit code.
@@ -58,13 +60,14 @@ class Sitting:
             UsageError: data or a device are missing, the database cannot be used, a stored study differs; nothing of
                 the study is written then.
         """
-        from kftune.study.sessions.search import run_studies
+        from kftune.study.sessions.search import check_sources, run_studies
 
         if dry_run:
             slots, _ = self.check()
             self._check_stored()
             say(f"devices: {', '.join(slots)}\nall checks passed; nothing was run or written")
             return 0
+        check_sources(self.config)
         each = f"every study has its {self.config.trials} trials"
         return self._train(
             run_studies,
@@ -99,7 +102,7 @@ class Sitting:
         from kftune.study.config import resolve_devices
         from kftune.study.sessions.opening import preflight
 
-        slots = resolve_devices(self.config, self.devices, workers=self.workers)
+        slots = resolve_devices(self.config, self.devices, workers=self.workers, file=self.file)
         directory = self.data_dir if self.data_dir is not None else default_data_dir()
         preflight(self.config, data_dir=directory)
         return slots, directory

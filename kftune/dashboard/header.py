@@ -8,7 +8,7 @@ from typing import Any
 
 from kftune.analysis.stored.results import FileResults, n_random
 from kftune.analysis.stored.status import FileStatus, Ledger, file_statuses
-from kftune.wording import clock_time, duration, number, objective_title, percent
+from kftune.wording import clock_time, duration, number, objective_title, percent, trials_made
 
 __all__ = ["Fact", "Header", "Share", "make_header"]
 
@@ -53,8 +53,8 @@ class Header:
 def make_header(file: FileResults) -> Header:
     """The header of one study file."""
     (status,) = file_statuses([file])
-    n_finished, n_trials = sum(s.n_finished for s in status.studies), sum(s.n_trials for s in status.studies)
-    state = "complete" if status.is_complete else f"{n_finished} of {n_trials} trials"
+    made = trials_made((study.n_finished, study.n_trials) for study in status.studies)
+    state = "complete" if status.is_complete else f"{made} trials"
     shares = _shares(status.ledger)
     return Header(
         state=state,

@@ -7,7 +7,9 @@ Rooms, each of which imports only from those below it:
 * ``entry``: what the registry knows of an optimizer; ``costs``: what its step costs at least;
 * ``curvature``: what a layer saw, and whose labels it was for;
 * ``interface``: what every optimizer is; ``distributed``: several processes;
-* ``updates`` (momentum, Adam, averages), ``linalg`` (functions of matrices), ``checks`` (of hyperparameters).
+* ``saving``: what is saved and loaded;
+* ``updates`` (momentum, Adam, averages), ``linalg`` (functions of matrices), ``checks`` (of
+  hyperparameters), ``states`` (whether they fit), ``closures`` (what they return).
 
 Conventions of every docstring in this package, for a layer ``s = W a + b`` and a loss that is the **mean** over N
 examples of ℓ_n:

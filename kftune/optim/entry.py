@@ -71,4 +71,6 @@ class OptimizerEntry:
         Raises:
             ValueError: an invalid value; the message names the argument, the value and what is allowed.
         """
-        return self.cls(model, likelihood=likelihood, seed=seed, **params)
+        made = self.cls(model, likelihood=likelihood, seed=seed, **params)
+        made.expect(likelihood)
+        return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -10,9 +9,13 @@ from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from kftune.errors import DivergenceError
+from kftune.optim.closures import checked
 from kftune.optim.linalg.finite import all_finite
+from kftune.optim.saving import SavableOptimizer
+from kftune.optim.updates.buffers import RunningStatistics
 
 Closure: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
 """Runs the model forward on one micro-batch; returns (mean loss, output). It does not call ``backward``."""
@@ -20,6 +23,9 @@ Closure: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
 Phase: TypeAlias = Literal["forward_backward", "statistics", "inversion", "preconditioning", "update"]
 """Where the seconds of a step go. Nested phases are exclusive: the inner one's time is not the outer one's."""
 
+
+StepHook: TypeAlias = Callable[[torch.optim.Optimizer, tuple[Any, ...], dict[str, Any]], Any]
+"""Of torch's ``register_step_pre_hook`` and ``register_step_post_hook``."""
 
 _GROUP_READINGS = ("lr", "damping", "momentum")
 
@@ -37,7 +43,7 @@ class _NoTimer:
         return nullcontext()
 
 
-class ModelOptimizer(torch.optim.Optimizer):
+class ModelOptimizer(SavableOptimizer):
     """Base of kftune's optimizers: accumulation of micro-batches, the finiteness check, phases, exact state.
 
     A subclass implements :meth:`_update` and :meth:`coverage`. One that keeps more than ``self.state`` also implements
@@ -46,11 +52,13 @@ class ModelOptimizer(torch.optim.Optimizer):
 
     An update that is refused leaves the optimizer as it was before its first micro-batch, bit for bit. So whatever
     :meth:`_extra_state` names is replaced, never changed in place, and ``self.state`` only changes when nothing can be
-    refused any more, after :meth:`_commit`.
+    refused any more, after :meth:`_commit`. The running statistics of batch normalisation, which the forward pass has
+    changed, are put back too; whatever else a forward pass changes is the model's own affair.
 
     Args:
         model: the network; all its parameters belong to the optimizer, frozen ones stay as they are.
         defaults: hyperparameters of the parameter group.
+        likelihood: the model's predictive distribution, for checks of what closures return; None if it does not matter.
 
     Attributes:
         phases: where the time of a step is reported to; nothing by default.
@@ -58,11 +66,19 @@ class ModelOptimizer(torch.optim.Optimizer):
 
     phases: PhaseTimer
 
+    adapts: tuple[str, ...] = ()
+    """Hyperparameters of the groups that the method itself changes from update to update."""
+
     averages_squares: ClassVar[bool] = False
     """Whether squares of gradients enter averages: a gradient whose squares overflow is then refused."""
 
-    def __init__(self, model: nn.Module, defaults: dict[str, Any]) -> None:
+    takes_complex: ClassVar[bool] = False
+    """Whether parameters may be complex."""
+
+    def __init__(self, model: nn.Module, defaults: dict[str, Any], *, likelihood: str | None = None) -> None:
         super().__init__(model.named_parameters(), defaults)
+        self._likelihood = likelihood
+        self._watched: list[Tensor] | None = None  # whose gradients closures must leave alone; None for all
         self.phases = _NoTimer()
         self._n_examples = 0
         self._n_before = 0  # examples of the update's micro-batches before the one that runs
@@ -70,6 +86,29 @@ class ModelOptimizer(torch.optim.Optimizer):
         self._loss_sum: Tensor | None = None
         self._tallies: dict[str, tuple[Tensor | float, int]] = {}
         self._undo: tuple[dict[str, Any], dict[str, tuple[Tensor | float, int]]] | None = None
+        self._running_statistics = RunningStatistics(model)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's.
+
+        Raises:
+            ValueError: a parameter is complex.
+        """
+        super().add_param_group(param_group)
+        if not self.takes_complex:
+            group = self.param_groups[-1]
+            for name, p in zip(group["param_names"], group["params"], strict=True):
+                if p.is_complex():
+                    self.param_groups.pop()
+                    raise ValueError(f"parameter {name!r} is of {p.dtype}: {type(self).__name__} takes real ones only")
+
+    def expect(self, likelihood: str) -> None:
+        """Say what the model's output stands for: an output that cannot be it is then refused."""
+        self._likelihood = likelihood
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("phases", _NoTimer())
 
     def accumulate(self, closure: Closure) -> Tensor:
         """Add one micro-batch: its gradient and, where they are due, its curvature statistics.
@@ -90,6 +129,8 @@ class ModelOptimizer(torch.optim.Optimizer):
             The micro-batch's mean loss, detached, on its device.
 
         Raises:
+            TypeError: the closure returned something else.
+            ValueError: the closure returned other shapes, an empty batch, a loss without a graph, or changed ``.grad``.
             DivergenceError: never here; :meth:`step` checks the sum.
         """
         if self._n_examples == 0:
@@ -97,20 +138,29 @@ class ModelOptimizer(torch.optim.Optimizer):
         self._n_before, self._n_examples = self._n_examples, 0
         try:
             with torch.enable_grad(), self.phases.phase("forward_backward"):
-                loss, n_examples = self._forward_backward(closure)
+                loss, n_examples = self._forward_backward(checked(closure, self._likelihood, self._watch()))
         except BaseException:
             self._roll_back()
             raise
+        if self._watched is None:
+            self._watched = sorted(self._watch(), key=lambda p: p.grad is None)[:1]
         weighted = loss.detach() * n_examples
         self._loss_sum = weighted if self._loss_sum is None else self._loss_sum + weighted
         self._n_examples = self._n_before + n_examples
         return loss.detach()
+
+    def _watch(self) -> list[Tensor]:
+        """Parameters on which a closure that goes backward by itself is noticed: all the first time, then one."""
+        if self._watched is not None:
+            return self._watched
+        return [p for p in self._gradient_holders() if p.requires_grad]
 
     def _begin(self) -> None:
         """Forget gradients and whatever else belongs to a single update."""
         self.zero_grad(set_to_none=True)
         self._loss_sum = None
         self._undo = self._extra_state(), dict(self._tallies)
+        self._running_statistics.remember()
 
     def _commit(self) -> None:
         """Say that from here on the update cannot be refused: parameters and state are about to change in place."""
@@ -121,6 +171,7 @@ class ModelOptimizer(torch.optim.Optimizer):
         if self._undo is not None:
             extra, self._tallies = self._undo
             self._load_extra_state(extra)
+            self._running_statistics.restore()
             self._undo = None
 
     def _forward_backward(self, closure: Closure) -> tuple[Tensor, int]:
@@ -157,6 +208,9 @@ class ModelOptimizer(torch.optim.Optimizer):
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """Update the parameters once, from what was accumulated and from ``closure`` if given.
 
+        Hooks of ``register_step_pre_hook`` and ``register_step_post_hook`` find the gradient of this update in
+        ``.grad``; the former may change it.
+
         Returns:
             The mean loss over all micro-batches of this update, detached, on its device.
 
@@ -166,8 +220,24 @@ class ModelOptimizer(torch.optim.Optimizer):
             CurvatureError: as :class:`DivergenceError`, for curvature that cannot be inverted.
             RuntimeError: if nothing was accumulated and no closure given.
         """
+        with torch.autograd.profiler.record_function(f"Optimizer.step#{type(self).__name__}.step"):
+            return self._hooked_step(closure)
+
+    # torch would run hooks before a closure has made the gradient that they are to see.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _step_hooks(self) -> tuple[list[StepHook], list[StepHook]]:
+        """What runs before an update, and what after it, as torch's optimizers have it."""
+        if type(self).step is not ModelOptimizer.step:
+            return [], []  # torch runs them round a step of the subclass' own
+        before = [*_global_optimizer_pre_hooks.values(), *self._optimizer_step_pre_hooks.values()]
+        return before, [*self._optimizer_step_post_hooks.values(), *_global_optimizer_post_hooks.values()]
+
+    def _hooked_step(self, closure: Closure | None) -> Tensor:
+        before, after = self._step_hooks()
         if closure is not None:
-            self._single = self._n_examples == 0
+            # Nobody must look at gradients in between for them to be left out.
+            self._single = self._n_examples == 0 and not before and not after
             try:
                 self.accumulate(closure)
             finally:
@@ -175,15 +245,22 @@ class ModelOptimizer(torch.optim.Optimizer):
         if self._n_examples == 0 or self._loss_sum is None:
             raise RuntimeError("nothing to step from: call step(closure), or accumulate(closure) before step()")
         loss = self._loss_sum / self._n_examples
-        self._n_examples, self._loss_sum = 0, None
+        given = (self,) if closure is None else (self, closure)
         try:
+            for hook in before:
+                if hook(self, given, {}) is not None:
+                    raise RuntimeError("a step pre-hook cannot exchange the closure, which was run already")
+            self._n_examples, self._loss_sum = 0, None
             with torch.no_grad():
                 self._check_batch(loss)
                 self._update()
         except BaseException:
+            self._n_examples, self._loss_sum = 0, None
             self._roll_back()
             raise
         self._undo = None
+        for hook in after:
+            hook(self, given, {})
         return loss
 
     def _check_batch(self, loss: Tensor) -> None:
@@ -268,46 +345,11 @@ class ModelOptimizer(torch.optim.Optimizer):
             for name, p in zip(group["param_names"], group["params"], strict=True)
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        """torch's, with everything else a bit-equal continuation needs under ``"extra"``.
+    def _is_half_done(self) -> bool:
+        return self._n_examples > 0
 
-        Raises:
-            RuntimeError: between :meth:`accumulate` and :meth:`step`; half an update cannot be saved.
-        """
-        if self._n_examples:
-            raise RuntimeError("state_dict() between accumulate() and step() would lose what was accumulated")
-        return super().state_dict() | {"extra": {"optimizer": type(self).__name__, **self._extra_state()}}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over a state of :meth:`state_dict`; it is copied, not shared, and goes to the parameters' device.
-
-        Raises:
-            ValueError: if it belongs to another optimizer or another model.
-        """
-        own = copy.deepcopy(dict(state_dict))
-        extra = own.pop("extra", None)
-        if extra is None:
-            raise ValueError("this state_dict was not made by a kftune optimizer: it has no 'extra'")
-        if extra["optimizer"] != type(self).__name__:
-            raise ValueError(f"the state_dict is one of {extra['optimizer']}, this optimizer is {type(self).__name__}")
-        self._check_extra_state(extra)
-        super().load_state_dict(own)
-        self._load_extra_state(extra)
+    def _forget_update(self) -> None:
         self._n_examples, self._loss_sum = 0, None
-
-    def _extra_state(self) -> dict[str, Any]:
-        """Plain data and tensors beyond ``self.state`` and the groups."""
-        return {}
-
-    def _check_extra_state(self, extra: dict[str, Any]) -> None:
-        """Refuse, before anything is changed, what :meth:`_load_extra_state` cannot take.
-
-        Raises:
-            ValueError: it says why.
-        """
-
-    def _load_extra_state(self, extra: dict[str, Any]) -> None:
-        """Inverse of :meth:`_extra_state`; ``extra`` belongs to this optimizer alone."""
 
 
 def _densify(parameters: Iterable[Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -32,7 +32,10 @@ class Problem:
         loss: (output, targets) → mean over examples, a scalar.
         train: training examples.
         test: held-out examples.
-        accuracy: (output, targets) → share of correct predictions, a scalar; None where it has no meaning.
+        accuracy: (output, targets) → share of correct predictions, a scalar; None where it has no meaning. Anything
+            between 0 and 1 that is better the larger it is may stand for it.
+        accuracy_is_mean: whether ``accuracy`` is a mean over examples, so that the mean over parts of a split, weighted
+            by their size, is that of the whole; else it is taken of the outputs of all examples at once.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Problem:
     train: Split
     test: Split
     accuracy: Callable[[Tensor, Tensor], Tensor] | None = None
+    accuracy_is_mean: bool = False
 
 
 ProblemLoader: TypeAlias = Callable[..., Problem]
@@ -69,11 +73,13 @@ class ProblemEntry:
         load: see :data:`ProblemLoader`.
         summary: one line.
         source: where data and network come from, as one would cite it.
-        n_train: number of training examples (batch sizes are checked against it).
-        n_test: number of test examples.
+        n_train: number of training examples (batch sizes are checked against it), with the arguments at their defaults.
+        n_test: number of test examples, likewise.
         args: argument name → default, for ``problems: [{name: …, args: {…}}]``.
         dataset: name for ``kftune data fetch``; None if the data come with an installed package.
         has_accuracy: whether its problems have an accuracy (then ``objective: test_error`` makes sense).
+        sized_by: the arguments that change ``n_train``, ``n_test`` or ``has_accuracy``; None if any may. Where one of
+            them is given, the problem is loaded once to be counted.
         inputs: see :data:`Inputs`; the shared tests check what is claimed here.
         keeps_tensors: whether a second call of ``load`` with the same arguments gives the tensors of the first, not
             equal ones: a worker that makes many runs then holds its data once, and does not read them again.
@@ -88,5 +94,6 @@ class ProblemEntry:
     args: Mapping[str, Any] = field(default_factory=dict)
     dataset: str | None = None
     has_accuracy: bool = False
+    sized_by: Collection[str] | None = None
     inputs: Inputs = "any"
     keeps_tensors: bool = False

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,7 @@ _KINDS = "a kftune.problems.ProblemEntry, or a function load(*, device, dtype, d
 
 
 def problem_from(target: str, found: object) -> ProblemEntry:
-    """The entry that an object of anyone's stands for.
-
-    A function says nothing of its examples before it has run, so it is called once per process and data directory, with
-    its own arguments at their defaults, on the CPU, with :func:`~kftune.problems.default_data_dir`. An entry is taken
-    as it is.
+    """The entry that an object of anyone's stands for, with its own arguments at their defaults; see :func:`counted`.
 
     Args:
         target: where ``found`` is, for messages.
@@ -34,20 +30,65 @@ def problem_from(target: str, found: object) -> ProblemEntry:
         UsageError: it is neither; or what the function raised of this kind.
         UserCodeError: the function raised something else.
     """
+    return counted(uncounted(target, found), {})
+
+
+@dataclass(frozen=True)
+class OwnProblem:
+    """A function that loads a problem. It says nothing of its examples before it has run: see :func:`counted`.
+
+    Attributes:
+        target: where it is.
+        load: the function.
+        args: its own arguments → their defaults.
+    """
+
+    target: str
+    load: ProblemLoader
+    args: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The function's, in lower case."""
+        return target_name(self.target)
+
+
+def uncounted(target: str, found: object) -> ProblemEntry | OwnProblem:
+    """What an object of anyone's stands for; nothing is loaded.
+
+    Raises:
+        UsageError: it is no problem.
+    """
     if isinstance(found, ProblemEntry):
         return found
     load = _function(target, found)
-    args = _own_arguments(target, load)
-    loaded = _loaded(target, load, default_data_dir())
+    return OwnProblem(target, load, _own_arguments(target, load))
+
+
+def counted(problem: ProblemEntry | OwnProblem, args: Mapping[str, Any]) -> ProblemEntry:
+    """The entry whose numbers are those of the problem with ``args``.
+
+    A function, and an entry with arguments that may change them, is loaded for it: once per process, data directory and
+    arguments, on the CPU, with :func:`~kftune.problems.default_data_dir`.
+
+    Args:
+        problem: see :func:`uncounted`.
+        args: of its own arguments those that are not at their defaults; names and types are checked.
+
+    Raises:
+        UsageError: the problem refuses an argument, or its data are missing.
+        UserCodeError: its function raised something else.
+    """
+    if isinstance(problem, ProblemEntry):
+        changing = set(args) if problem.sized_by is None else set(args) & set(problem.sized_by)
+        return replace(problem, **_counts(problem.name, problem.load, args)) if changing else problem
     return ProblemEntry(
-        name=target_name(target),
-        load=load,
-        summary=(inspect.getdoc(found) or "").partition("\n")[0],
+        name=problem.name,
+        load=problem.load,
+        summary=(inspect.getdoc(problem.load) or "").partition("\n")[0],
         source="",
-        n_train=loaded[0],
-        n_test=loaded[1],
-        args=args,
-        has_accuracy=loaded[2],
+        args=problem.args,
+        **_counts(problem.target, problem.load, args),
     )
 
 
@@ -88,15 +129,33 @@ def _own_arguments(target: str, function: ProblemLoader) -> Mapping[str, Any]:
     return {name: argument.default for name, argument in own.items()}
 
 
-@functools.lru_cache(maxsize=16)
-def _loaded(target: str, function: ProblemLoader, data_dir: Path) -> tuple[int, int, bool]:
-    """Numbers of training and test examples, and whether there is an accuracy."""
+_MOST_KEPT = 16
+_kept: dict[tuple[str, ProblemLoader, Path, str], dict[str, Any]] = {}
+
+
+def _counts(name: str, load: ProblemLoader, args: Mapping[str, Any]) -> dict[str, Any]:
+    """``n_train``, ``n_test`` and ``has_accuracy`` of a problem with these arguments; the latest are remembered."""
+    key = (name, load, default_data_dir(), repr(sorted(args.items())))
+    if key not in _kept:
+        problem = _loaded(name, load, args)
+        while len(_kept) >= _MOST_KEPT:
+            del _kept[next(iter(_kept))]
+        _kept[key] = {
+            "n_train": len(problem.train),
+            "n_test": len(problem.test),
+            "has_accuracy": problem.accuracy is not None,
+        }
+    return _kept[key]
+
+
+def _loaded(name: str, load: ProblemLoader, args: Mapping[str, Any]) -> Problem:
     try:
-        problem = function(device=torch.device("cpu"), dtype=torch.float32, data_dir=data_dir)
+        problem = load(device=torch.device("cpu"), dtype=torch.float32, data_dir=default_data_dir(), **args)
     except UsageError:
         raise
     except Exception as error:
-        raise user_error(f"the problem {target!r} cannot be loaded", error) from error
+        given = f" with {', '.join(f'{key}={value!r}' for key, value in args.items())}" if args else ""
+        raise user_error(f"the problem {name!r} cannot be loaded{given}", error) from error
     if not isinstance(problem, Problem):
-        raise UsageError(f"{target!r} returned {type(problem).__name__}, not a kftune.problems.Problem")
-    return len(problem.train), len(problem.test), problem.accuracy is not None
+        raise UsageError(f"{name!r} returned {type(problem).__name__}, not a kftune.problems.Problem")
+    return problem

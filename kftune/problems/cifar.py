@@ -65,6 +65,7 @@ def load_resnet(
         train=Split(*train),
         test=Split(*test),
         accuracy=share_correct,
+        accuracy_is_mean=True,
     )
 
 
@@ -121,6 +122,7 @@ ENTRIES = (
         n_train=_N_TRAIN,
         n_test=_N_TEST,
         args={"depth": _DEPTH, "width": _WIDTH},
+        sized_by=(),
         dataset="cifar10",
         has_accuracy=True,
         inputs="standardised",

@@ -77,6 +77,7 @@ def load_mlp(*, device: torch.device, dtype: torch.dtype, data_dir: Path, bias: 
         train=Split(*train),
         test=Split(*test),
         accuracy=share_correct,
+        accuracy_is_mean=True,
     )
 
 
@@ -140,6 +141,7 @@ def _classifier(
         train=train,
         test=test,
         accuracy=share_correct,
+        accuracy_is_mean=True,
     )
 
 
@@ -185,6 +187,7 @@ ENTRIES = (
         n_train=_N_TRAIN,
         n_test=_N_TEST,
         args={"bias": True},
+        sized_by=(),
         inputs="unit_interval",
         keeps_tensors=True,
     ),
@@ -196,6 +199,7 @@ ENTRIES = (
         n_train=_N_TRAIN,
         n_test=_N_TEST,
         args={"bias": True},
+        sized_by=(),
         has_accuracy=True,
         inputs="unit_interval",
         keeps_tensors=True,
@@ -208,6 +212,7 @@ ENTRIES = (
         n_train=_N_TRAIN,
         n_test=_N_TEST,
         args={"width": _RESNET_WIDTH},
+        sized_by=(),
         has_accuracy=True,
         inputs="unit_interval",
         keeps_tensors=True,
@@ -220,6 +225,7 @@ ENTRIES = (
         n_train=_N_TRAIN,
         n_test=_N_TEST,
         args={"width": _TRANSFORMER_WIDTH},
+        sized_by=(),
         has_accuracy=True,
         inputs="unit_interval",
         keeps_tensors=True,

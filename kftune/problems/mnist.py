@@ -78,6 +78,7 @@ def load_mlp(
         train=Split(*train),
         test=Split(*test),
         accuracy=share_correct,
+        accuracy_is_mean=True,
     )
 
 
@@ -115,6 +116,7 @@ def _entry(name: str, load: ProblemLoader, summary: str, dataset: str) -> Proble
         n_train=_N_TRAIN,
         n_test=_N_TEST,
         args={"bias": True},
+        sized_by=(),
         dataset=dataset,
         has_accuracy=name.endswith("_mlp"),
         inputs="unit_interval",

@@ -22,6 +22,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy import event
 
 from kftune.errors import StorageError
+from kftune.wording import without_password
 
 __all__ = ["Access", "Database", "optuna_errors", "storage_errors"]
 
@@ -61,22 +62,29 @@ class Database:
         Raises:
             StorageError: if it is none, or names a SQLite database in memory or with options.
         """
+        shown = repr(without_password(text))
         try:
             url = sa.make_url(text)
             dialect = url.get_dialect()
-        except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError) as error:
+        except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ValueError) as error:
+            # What the library says of it may hold any part of the text.
+            why = f" ({_one_line(error)})" if isinstance(error, sa.exc.NoSuchModuleError) else ""
             raise StorageError(
-                f"storage {text!r} is not a database URL such as sqlite:///results.db or "
-                f"postgresql://user@host/name ({_one_line(error)})"
-            ) from error
+                f"storage {shown} is not a database URL such as sqlite:///results.db or "
+                f"postgresql://user@host/name{why}"
+            ) from None
+        if "@" in (url.host or ""):
+            raise StorageError(
+                f"storage {shown} has an @ too many (within a user name or a password it is written %40)"
+            )
         if dialect.name != "sqlite":
             return cls(url, None, access)
         if dialect.driver != "pysqlite":
-            raise StorageError(f"storage {text!r}: SQLite is used as sqlite:///FILE, not through {dialect.driver}")
+            raise StorageError(f"storage {shown}: SQLite is used as sqlite:///FILE, not through {dialect.driver}")
         if url.database in (None, "", ":memory:"):
-            raise StorageError(f"storage {text!r} names no file: a database in memory could not be resumed")
+            raise StorageError(f"storage {shown} names no file: a database in memory could not be resumed")
         if url.query:
-            raise StorageError(f"storage {text!r}: options after '?' are not allowed for SQLite")
+            raise StorageError(f"storage {shown}: options after '?' are not allowed for SQLite")
         return cls(url, Path(str(url.database)), access)
 
     @property

@@ -35,6 +35,9 @@ def test_a_study_of_keys_runs_and_gives_frames(tmp_path: Path) -> None:
     assert best[best["rank"] == 1].set_index("optimizer")["value"].to_dict() == lowest.to_dict()
     confirmed = study.confirm(top=1, seeds=2, progress=False, workers=1)
     assert len(confirmed.file.confirmations) == 4
+    (winner,) = confirmed.winner().to_dict("records")
+    assert (winner["problem"], winner["optimizer"] in ("sgd", "kfac")) == ("digits_mlp", True)
+    assert winner["confirmed"] > 0
     assert len(confirmed.runs()) == 8  # tuned and confirmed runs do not mix
 
 

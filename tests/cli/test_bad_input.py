@@ -34,6 +34,44 @@ MISTAKES = [
         "dampin:",
         "optimizers[1].space.dampin: kfac has no hyperparameter 'dampin'; did you mean 'damping'? (",
     ),
+    (
+        "momentum: 0.9",
+        "schedule: cosin",
+        "optimizers[0].fixed.schedule: must be 'constant', 'linear', 'cosine', 'wsd' or 'step', got 'cosin'",
+    ),
+    ("momentum: 0.9", "schedule: step", "optimizers[0].fixed.schedule: schedule step needs milestones"),
+    ("momentum: 0.9", "final_lr: 0.1", "optimizers[0].fixed.final_lr: final_lr needs schedule"),
+    ("momentum: 0.9", "warmup: 1.5", "optimizers[0].fixed.warmup: warmup must be in [0, 1), got 1.5"),
+    (
+        "momentum: 0.9",
+        "schedule: step, milestones: [3, 7], schedule_by: updates",
+        "optimizers[0].fixed.milestones: milestones must be before the budget's end after 5 updates, got 7",
+    ),
+    (
+        "momentum: 0.9",
+        "schedule: step, milestones: [0.7, 0.2]",
+        "optimizers[0].fixed.milestones: milestones must be positive numbers in ascending order, such as 0.5, 0.75",
+    ),
+    (
+        "momentum: 0.9",
+        "damping_schedule: cosine",
+        "optimizers[0].fixed.damping_schedule: sgd has no hyperparameter 'damping_schedule'; did you mean '",
+    ),
+    (
+        "momentum: 0.9",
+        "schedule: {target: 'torch.optim.lr_scheduler:OneCycle'}",
+        "optimizers[0].fixed.schedule: schedule torch.optim.lr_scheduler:OneCycle: 'torch.optim.lr_sch",
+    ),
+    (
+        "momentum: 0.9",
+        "schedule: {target: 'torch.optim.lr_scheduler:OneCycleLR'}",
+        "optimizers[0].fixed.schedule: schedule torch.optim.lr_scheduler:OneCycleLR refuses its args: ",
+    ),
+    (
+        "momentum: 0.9",
+        "schedule: {target: 'torch.optim:SGD'}",
+        "optimizers[0].fixed.schedule: schedule torch.optim:SGD is no scheduler of torch (torch.optim.lr_",
+    ),
     ("momentum: 0.9", "momentun: 0.9", "optimizers[0].fixed.momentun: sgd has no hyperparameter 'momentun'; did you m"),
     ("momentum: 0.9", "momentum: 1.5", "optimizers[0].fixed.momentum: momentum must be in [0, 1), got 1.5"),
     ("batch_size: 64", "batch_size: 5000", "optimizers[0].fixed.batch_size: must be at most 1437, the training exampl"),
@@ -118,6 +156,20 @@ def test_an_unknown_command(kftune: Command) -> None:
 def test_a_device_that_is_not_there(kftune: Command, study_file: Path, devices: str, line: str) -> None:
     assert_one_line(*kftune("run", "study.yaml", "--devices", devices), line)
     assert list(study_file.parent.iterdir()) == [study_file]
+
+
+@pytest.mark.parametrize("command", [["validate"], ["run"], ["run", "--dry-run"]], ids=" ".join)
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "[cpu, cuda]"])
+def test_a_study_file_for_another_machine(
+    kftune: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], device: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    study_file.write_text(f"{STUDY}devices: {device}\n")
+    name = device.strip("[]").split(", ")[-1]
+    line = f"study.yaml: devices: there is no device {name!r} in this machine (available: cpu)"
+    assert_one_line(*kftune(*command, "study.yaml"), line)
+    assert list(study_file.parent.iterdir()) == [study_file]
+    assert kftune("validate", "study.yaml", "--devices", "cpu").code == 0
 
 
 def test_data_that_are_not_there(kftune: Command, study_file: Path) -> None:

@@ -42,6 +42,17 @@ def test_the_yaml_is_part_of_a_study_file(kftune: Command, made: Path) -> None:
     assert [item["fixed"]["lr"] for item in yaml.safe_load(second)["optimizers"]] == [0.001, 0.001]
 
 
+@pytest.mark.parametrize("written", ["{:d}", "{:.1f}"])
+def test_no_batch_size_of_0_is_advised_for_a_sweep(kftune: Command, workdir: Path, written: str) -> None:
+    rows = [f"{0.1 + 0.01 * i:g},{written.format(16 if i < 9 else 64 - i)},{i / 10}" for i in range(30)]
+    (workdir / "sweep.csv").write_text("lr,batch_size,loss\n" + "\n".join(rows) + "\n")
+    assert kftune("import", "sweep.csv", "--storage", "new.db").code == 0
+    text = " ".join(kftune("best", "--storage", "new.db").out.split())
+    assert "batch_size" in text
+    assert "try 1 " in text
+    assert "try 0 " not in text
+
+
 def test_one_study_and_a_file(kftune: Command, made: Path) -> None:
     result = kftune("export", "made/digits_mlp/sgd", "--out", "out/best.yaml")
     assert result.out == "wrote out/best.yaml\n"
@@ -74,10 +85,24 @@ def test_the_program_runs(kftune: Command, made: Path, optimizer: str) -> None:
     assert (done.stdout.strip(), done.stderr) == (expected, "")
 
 
-def test_the_program_is_for_one_study(kftune: Command, made: Path) -> None:
+def test_the_winner_is_written_without_being_named(kftune: Command, made: Path) -> None:
+    winners = json.loads(kftune("export", "--winner", "--json").out)
+    ranked = json.loads(kftune("compare", "--json").out)["problems"]
+    first = [(verdict["problem"], verdict["rows"][0]["optimizer"], verdict["rows"][0]["trial"]) for verdict in ranked]
+    assert [(w["problem"], w["optimizer"], w["trial"]) for w in winners] == first
+    assert [(w["optimizer"], w["confirmed"]) for w in winners] == [("kfac", pytest.approx(0.37)), ("kfac", None)]
+    named = kftune("export", "made/digits_mlp/kfac", "--as", "python").out
+    assert kftune("export", "made/digits_mlp", "--as", "python").out == named
+    assert kftune("export", "made/digits_mlp", "--winner").out == kftune("export", "made/digits_mlp/kfac").out
+    assert kftune("export", "--winner", "--as", "csv", "--out", "t").code == 2
+
+
+def test_the_program_is_for_one_problem(kftune: Command, made: Path) -> None:
     result = kftune("export", "--as", "python")
     assert result.code == 2
-    assert "name one of made/digits_mlp/sgd, " in result.err
+    assert result.err.endswith("name one of made/digits_mlp, made/digits_autoencoder\n")
+    unknown = kftune("export", "made/digits", "--as", "python")
+    assert (unknown.code, "did you mean" in unknown.err) == (2, True)
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])

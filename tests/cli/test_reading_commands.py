@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from rich.cells import cell_len
 import kftune as package
 from kftune.optim import OPTIMIZERS
 from kftune.problems import PROBLEMS
+from kftune.storage.repository import Repository
 from kftune.study.config import load_config, make_plans
 from kftune.study.samplers import SAMPLERS
 from tests.cli.conftest import Command
+from tests.cli.stored import make
 
 NAMES = (*OPTIMIZERS.names(), *PROBLEMS.names(), *SAMPLERS.names())
 READING = [
@@ -141,10 +144,20 @@ def test_describe_shows_parameters_with_defaults_and_meanings(kftune: Command) -
         "effective_batch_size",
         "accumulation",
         "full_batch_at",
+        "schedule",
+        "warmup",
+        "final_lr",
+        "decay_share",
+        "milestones",
+        "step_factor",
+        "schedule_by",
+        "weight_decay_schedule",
+        "final_weight_decay",
         "momentum_growth",
         "momentum_growth_rate",
+        "momentum_growth_start",
     ]
-    assert list(parameters) == ["lr", "momentum", "nesterov", "weight_decay", *loop]
+    assert list(parameters) == ["lr", "momentum", "nesterov", "weight_decay", "decoupled_weight_decay", *loop]
     assert parameters["momentum"]["default"] == 0.9
     assert parameters["momentum"]["meaning"] == "μ, in [0, 1)."
     text = kftune("describe", "kfac").out
@@ -183,3 +196,17 @@ def test_every_key_is_in_the_file_of_init_with_its_default(kftune: Command, work
 def test_init_overwrites_when_forced(kftune: Command, study_file: Path) -> None:
     assert kftune("init", "--force").out.startswith("wrote study.yaml\n")
     assert load_config(study_file).name == "study"
+
+
+def test_more_trials_than_are_asked_for_now(kftune: Command, tmp_path: Path) -> None:
+    database = tmp_path / "made.db"
+    make(database)
+    with Repository.open(f"sqlite:///{database}") as repository:
+        repository.register([replace(record, n_trials=3) for record in repository.studies()])
+    status = kftune("status", str(database)).out
+    assert "12 of 12 and 8 more trials, complete" in " ".join(status.split())
+    assert "3/3 and 2 more" in " ".join(status.split())
+    page = tmp_path / "page.html"
+    assert kftune("dashboard", str(database), "--out", str(page)).code == 0
+    assert "3 of 3 and 2 more" in page.read_text()
+    assert "5 of 3" not in page.read_text()

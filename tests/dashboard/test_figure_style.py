@@ -3,10 +3,12 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 
 from kftune.dashboard.figures._arrays import spread_out, visible
 from kftune.dashboard.figures.style import DARK, optimizer_styles, value_axis
+from kftune.optim import OPTIMIZERS
 
 
 def test_styles_go_by_name_and_differ() -> None:
@@ -17,8 +19,27 @@ def test_styles_go_by_name_and_differ() -> None:
     assert len({(style.colour, style.symbol) for style in styles.values()}) == 35
     # Told apart at the size of a mark: a pentagon or hexagon is a circle there, and a cross is a failure.
     assert not {style.symbol for style in styles.values()} & {"pentagon", "hexagon", "octagon", "x"}
-    assert len({styles[name].colour for name in names[:7]}) == 7
+    assert len({styles[name].colour for name in names[:15]}) == 15
     assert all(style.colour in DARK for style in styles.values())
+
+
+def cielab(colour: str) -> np.ndarray:
+    """CIE 1976 L*a*b* of an sRGB colour under D65."""
+    rgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    x, y, z = np.cbrt(to_xyz @ linear / np.array([0.95047, 1.0, 1.08883]))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("n", [2, 7, 12, 15])
+def test_no_two_optimizers_have_colours_that_look_alike(n: int) -> None:
+    """A difference of 2.3 is just noticeable side by side; lines in a legend need several times that."""
+    for names in (OPTIMIZERS.names()[:n], [f"mine {i}" for i in range(n)]):
+        colours = [style.colour for style in optimizer_styles(names).values()]
+        for paper in (colours, [DARK[colour] for colour in colours]):
+            for one, other in itertools.combinations(paper, 2):
+                assert np.linalg.norm(cielab(one) - cielab(other)) > 15, (one, other)
 
 
 def test_usual_optimizers_look_the_same_in_every_study() -> None:

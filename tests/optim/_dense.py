@@ -102,7 +102,7 @@ def ggn_block(model: nn.Module, name: str, x: Tensor, y: Tensor, likelihood: str
 
 
 def empirical_fisher_block(model: nn.Module, name: str, x: Tensor, y: Tensor, likelihood: str) -> Tensor:
-    """(1/N) Σ_n of each example's gradient's outer product, over vec[W b]."""
+    """(1/N) Σ_n of each example's gradient's outer product, over vec[W b], times the number of terms of its loss."""
     matrix, forward, loss = layer_matrix(model.get_submodule(name)), _one_example(model, name), make_loss(likelihood)
 
     def per_example(matrix: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -110,7 +110,8 @@ def empirical_fisher_block(model: nn.Module, name: str, x: Tensor, y: Tensor, li
 
     gradients = vmap(jacrev(per_example), in_dims=(None, 0, 0))(matrix, x, y)
     rows = gradients.transpose(-1, -2).reshape(len(x), -1)
-    return rows.T @ rows / len(x)
+    n_terms = y[0].numel() if likelihood == "bernoulli" else 1
+    return n_terms * rows.T @ rows / len(x)
 
 
 def stored_factors(optimizer, name: str) -> tuple[Tensor, Tensor]:

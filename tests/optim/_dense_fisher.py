@@ -146,7 +146,12 @@ def fisher(model: nn.Module, x: Tensor, y: Tensor, likelihood: str, kind: str, *
     if kind == "mc":
         return drawn_fisher(model, x, likelihood, seed)
     rows = example_gradients(model, x, y, likelihood)
-    return rows.T @ rows / len(x)
+    return n_terms(model, x, likelihood) * rows.T @ rows / len(x)
+
+
+def n_terms(model: nn.Module, x: Tensor, likelihood: str) -> int:
+    """How many negative log-likelihoods the loss of an example is the mean of; here outputs have no positions."""
+    return model(x)[0].numel() if likelihood == "bernoulli" else 1
 
 
 def damped_solve(curvature: Tensor, damping: float, vector: Tensor) -> Tensor:

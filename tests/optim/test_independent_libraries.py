@@ -83,8 +83,8 @@ def test_factors_are_those_of_curvlinops(name, likelihood, fisher, sharing):
     optimizer = gather(model, x, y, likelihood, fisher=fisher, weight_sharing=sharing)
     theirs = curvlinops_kfac(model, x, y, likelihood, fisher, sharing)
     theirs.compute_kronecker_factors()
-    # They take the outputs for examples of their own, so that ∇ℓ∇ℓᵀ of a mean over O outputs carries 1/O, not 1/O².
-    convention = 3 if fisher == "empirical" and likelihood != "categorical" else 1
+    # They take each output's square for a negative log-likelihood, N(f, 1/2)'s; here their mean is that of N(f, O/2).
+    convention = 3 if fisher == "empirical" and likelihood == "gaussian" else 1
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     assert set(layers) == set(theirs._input_covariances)
     for layer in layers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from dataclasses import replace
 
@@ -15,6 +16,8 @@ from kftune.optim.own.target import optimizer_from
 from tests.optim._contract import build, network, parameters, train
 from tests.optim._dense import make_batch, make_closure, make_net
 from tests.optim.contract import test_contract as contract
+from tests.optim.contract import test_contract_copies as copies_contract
+from tests.optim.contract import test_contract_loading as loading_contract
 from tests.optim.contract import test_contract_state as state_contract
 
 
@@ -89,6 +92,11 @@ CONTRACT = [
     (state_contract.test_loading_leaves_the_callers_state_alone, ()),
     (state_contract.test_half_an_update_cannot_be_saved, ()),
     (state_contract.test_foreign_states_are_refused, ()),
+    (loading_contract.test_the_state_of_another_models_layers_is_refused_by_name, (copy.deepcopy,)),
+    (copies_contract.test_a_copy_goes_on_bit_for_bit_and_alone, (copy.deepcopy, 7)),
+    (copies_contract.test_a_state_dict_is_a_snapshot, ()),
+    (loading_contract.test_the_order_of_registration_does_not_count, ()),
+    (loading_contract.test_states_without_names_are_taken_by_position, ()),
     (state_contract.test_what_is_not_finite_stops_before_the_parameters_change, ("loss",)),
     (state_contract.test_what_is_not_finite_stops_before_the_parameters_change, ("gradient",)),
     (state_contract.test_a_closure_that_raises_leaves_nothing_behind, ()),

@@ -97,6 +97,29 @@ def test_what_is_no_optuna_study_is_refused(tmp_path: Path, optuna_url: str) -> 
         read(f"sqlite:///{text}", "sweep")
 
 
+@pytest.mark.parametrize(
+    ("name", "cells", "box"),
+    [
+        ("batch_size", ["16", "32", "64"], ("int", 16, 64, True)),
+        ("batch_size", ["16.0", "32.0", "64.0"], ("int", 16, 64, True)),  # as pandas writes a column with empty cells
+        ("train_batch_size", ["100", "150"], ("int", 100, 150, True)),
+        ("batch_size", ["0.5", "1.0"], ("float", 0.5, 1.0, True)),
+        ("inverses_every", ["10.0", "20.0"], ("int", 10, 20, False)),
+        ("lr", ["0.01", "0.03", "0.1"], ("float", 0.01, 0.1, True)),
+        ("lr", ["0.1", "0.2", "0.3"], ("float", 0.1, 0.3, False)),
+        ("lr", ["1.0", "2.0"], ("float", 1.0, 2.0, False)),
+        ("depth", ["1", "2", "3"], ("int", 1, 3, False)),
+        ("momentum", ["0", "0.5", "0.9"], ("float", 0.0, 0.9, False)),
+    ],
+)
+def test_the_box_of_a_sweep(tmp_path: Path, name: str, cells: list[str], box: tuple[str, float, float, bool]) -> None:
+    rows = "".join(f"{cell},{i}.0\n" for i, cell in enumerate(cells))
+    (study,) = read_csv_sweep(sweep(tmp_path, f"{name},loss\n{rows}"))
+    found = study.space.to_dict()["dimensions"][name]
+    assert (found["kind"], found["low"], found["high"], found["log"]) == box
+    assert [trial.params[name] for trial in study.trials] == [float(cell) for cell in cells]
+
+
 def test_the_optuna_database_is_not_changed(tmp_path: Path, optuna_url: str) -> None:
     before = (tmp_path / "optuna.db").read_bytes()
     read(optuna_url, "sweep")

@@ -263,6 +263,15 @@ def test_hyperparameters_are_the_constructors_and_the_training_loops() -> None:
         "effective_batch_size",
         "accumulation",
         "full_batch_at",
+        "schedule",
+        "warmup",
+        "final_lr",
+        "decay_share",
+        "milestones",
+        "step_factor",
+        "schedule_by",
+        "damping_schedule",
+        "final_damping",
     ]
     found = hyperparameters(ENTRY)
     assert list(found) == names

@@ -1,5 +1,7 @@
 """Growing momentum, and accumulation by a number of micro-batches."""
 
+import copy
+import inspect
 import math
 
 import pytest
@@ -8,8 +10,10 @@ import torch
 from kftune.optim import OPTIMIZERS
 from kftune.results import Outcome, RunSpec
 from kftune.training.data.batches import BatchSizes
-from kftune.training.loop.schedules import growing_momentum, momentum_after
+from kftune.training.loop.schedules import Progress, Schedules, momentum_after
 from kftune.training.loop.trainer import Training, train
+from tests.optim._dense import make_batch, make_closure, make_net
+from tests.optim._dense_objective import flatten
 
 
 @pytest.mark.parametrize(
@@ -57,18 +61,84 @@ def test_every_optimizer_with_a_momentum_can_have_a_growing_one(name: str) -> No
     assert result.curve[-1].readings["momentum"] == pytest.approx(0.9)
 
 
+# Two have velocities of their own.
+WITH_VELOCITY = [
+    entry.name
+    for entry in OPTIMIZERS
+    if "nesterov" in inspect.signature(entry.cls).parameters and entry.name not in ("muon", "kfac_adaptive")
+]
+
+
+@pytest.mark.parametrize("start", ["first_update", "second_update"])
+@pytest.mark.parametrize("name", WITH_VELOCITY)
+def test_growth_from_zero_begins_with_the_update_that_it_should(name: str, start: str) -> None:
+    """θ_{k+1} = θ_k − η·v_k, v_k = μ_k·v_{k−1} + d_k; d_k is what the method does at θ_k without momentum."""
+    entry, lr, velocity = OPTIMIZERS.get(name), 0.1, None
+    model = make_net(6, 8, 3)
+    options = {**entry.example, "lr": lr, "nesterov": False}
+    optimizer = entry.build(model, likelihood="categorical", params={**options, "momentum": 0.9})
+    growth = Schedules(optimizer, {"momentum_growth": "linear", "momentum_growth_start": start})
+    assert growth
+    for k in range(5):
+        closures = []
+        twin = copy.deepcopy(model)
+        for network in (twin, model):
+            closures.append(make_closure(network, *make_batch("categorical", 24, 6, 3, seed=k), "categorical"))
+        plain = entry.build(twin, likelihood="categorical", params={**options, "momentum": 0.0})
+        state = optimizer.state_dict()
+        for group in state["param_groups"]:
+            group["momentum"] = 0.0
+        plain.load_state_dict(state)
+        before = flatten(model.parameters())
+        plain.step(closures[0])
+        direction = (before - flatten(twin.parameters())) / lr
+        growth.set(Progress(share=0.0, updates=k))
+        optimizer.step(closures[1])
+        kept = velocity is not None and (k > 1 or start == "first_update")
+        velocity = 0.05 * k * velocity + direction if kept else direction
+        torch.testing.assert_close(flatten(model.parameters()), before - lr * velocity, rtol=1e-9, atol=1e-12)
+
+
+def test_torchs_own_optimizers_can_grow_from_the_first_update_too() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    sgd = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
+    growth = Schedules(sgd, {"momentum_growth": "one_minus_inverse", "momentum_growth_start": "first_update"})
+    assert growth
+    expected, velocity = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    for k in range(6):
+        parameter.grad = torch.randn(3, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
+        velocity = min(1 - 1 / (k + 1), 0.9) * velocity + parameter.grad
+        expected = expected - 0.1 * velocity
+        growth.set(Progress(share=0.0, updates=k))
+        sgd.step()
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-14, atol=1e-14)
+
+
+def test_a_momentum_of_zero_stays_zero() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    sgd = torch.optim.SGD([parameter], lr=0.1, momentum=0.0)
+    growth = Schedules(sgd, {"momentum_growth": "linear", "momentum_growth_start": "first_update"})
+    assert growth
+    growth.set(Progress(share=0.0))
+    assert sgd.param_groups[0]["momentum"] == 0.0
+
+
 def test_what_makes_no_sense_is_refused() -> None:
     model = torch.nn.Linear(2, 2)
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
-    assert growing_momentum(sgd, {}) is None
+    assert not Schedules(sgd, {})
     with pytest.raises(ValueError, match="momentum_growth must be one of constant, linear"):
-        growing_momentum(sgd, {"momentum_growth": "cubic"})
+        Schedules(sgd, {"momentum_growth": "cubic"})
+    with pytest.raises(ValueError, match="momentum_growth_start must be one of second_update, first_update, got 'now'"):
+        Schedules(sgd, {"momentum_growth": "linear", "momentum_growth_start": "now"})
+    with pytest.raises(ValueError, match="momentum_growth_start needs momentum_growth"):
+        Schedules(sgd, {"momentum_growth_start": "first_update"})
     with pytest.raises(ValueError, match="momentum_growth_rate must be in"):
-        growing_momentum(sgd, {"momentum_growth": "linear", "momentum_growth_rate": -1.0})
+        Schedules(sgd, {"momentum_growth": "linear", "momentum_growth_rate": -1.0})
     with pytest.raises(ValueError, match="momentum_growth_rate needs momentum_growth"):
-        growing_momentum(sgd, {"momentum_growth_rate": 1.0})
+        Schedules(sgd, {"momentum_growth_rate": 1.0})
     with pytest.raises(ValueError, match="AdamW has none"):
-        growing_momentum(torch.optim.AdamW(model.parameters()), {"momentum_growth": "linear"})
+        Schedules(torch.optim.AdamW(model.parameters()), {"momentum_growth": "linear"})
 
 
 def test_accumulation_is_a_multiple_of_the_batch_size() -> None:

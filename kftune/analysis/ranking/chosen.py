@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from kftune.analysis.ranking.verdict import verdicts
 from kftune.analysis.stored.results import FileResults, StudyResults
 from kftune.analysis.trust.confirmed import confirmed_results, unconfirmed_better
 
-__all__ = ["ChosenConfiguration", "chosen_configurations"]
+__all__ = ["ChosenConfiguration", "chosen_configurations", "winners"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,12 @@ def chosen_configurations(file: FileResults) -> list[ChosenConfiguration]:
         elif best is not None:
             found.append(_configuration(study, best.trial.number, best.params, tuned=best.trial.value, confirmed=None))
     return found
+
+
+def winners(file: FileResults) -> list[ChosenConfiguration]:
+    """One per problem with a usable trial: that of the optimizer ranked first by the verdict; ``file`` with curves."""
+    first = {row.study for verdict in verdicts(file) for row in verdict.rows if row.rank == 1}
+    return [configuration for configuration in chosen_configurations(file) if configuration.study in first]
 
 
 def _configuration(

@@ -1,6 +1,8 @@
 """Time to target: how long an optimizer's best configuration takes to reach a loss for the first time.
 
-The time is that of the first evaluation at which the mean over the configuration's runs is at or below the target.
+The time is that of the first evaluation at which the mean over the configuration's runs is at or below the target. A
+loss that reads like the target in the four digits in which losses are told is at it: else one would find "never" beside
+an equal number.
 Nothing is interpolated: a loss that was not measured was not reached, so times are rounded up to the evaluations'
 spacing. What never gets there takes for ever (inf). The runs are the confirming ones where there are any, else those
 of the search.
@@ -28,6 +30,7 @@ from kftune.analysis.stored.curves import Across
 from kftune.analysis.stored.results import FileResults, StudyResults
 from kftune.analysis.stored.steps import Steps, runs_steps
 from kftune.analysis.trust.confirmed import confirmed_results
+from kftune.wording import reads_up_to
 
 __all__ = ["R_MAX", "PerformanceProfile", "TimeToTarget", "first_reached", "performance_profiles", "times_to_target"]
 
@@ -166,7 +169,7 @@ class _Entry(NamedTuple):
             is_confirmed=self.is_confirmed,
             target=target,
             across=self.across,
-            time=first_reached(self.steps, target) if is_known else math.nan,
+            time=first_reached(self.steps, reads_up_to(target)) if is_known else math.nan,
             final=self.final if is_known else math.nan,
         )
 

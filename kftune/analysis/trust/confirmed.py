@@ -44,7 +44,8 @@ class ConfirmedResult:
             studies of the file. Runs that failed otherwise count as the untrained model.
         seeds: by repeat.
         mean: of the values there are; NaN if there is none.
-        interval: 95 % interval of the mean over seeds (Student's t); None with fewer than two values.
+        interval: 95 % interval of the mean over seeds (Student's t, within the losses that there can be); None with
+            fewer than two values.
         step: of the grid on which the study's losses lie, as test errors do; 0 for none.
         tuned: the trial's value in the search; never part of ``mean``.
         updates: parameter updates per run with a value, mean; of all runs where none has one.
@@ -116,8 +117,8 @@ def _confirmed_of(study: StudyResults) -> list[ConfirmedResult]:
     for run in study.confirmations:
         by_trial.setdefault((run.budget_factor, run.trial), []).append(run)
     tuned = {trial.trial.number: trial.trial.value for trial in study.trials}
-    step = _step(study)
-    trials = [_result(study, runs, tuned.get(number), step) for (_, number), runs in by_trial.items()]
+    step, possible = _step(study), _possible(study)
+    trials = [_result(study, runs, tuned.get(number), step, possible) for (_, number), runs in by_trial.items()]
     return sorted(trials, key=_as_the_search_ranked)
 
 
@@ -128,6 +129,15 @@ def _step(study: StudyResults) -> float:
     return grid_step(value for value in (*searched, *confirming) if value is not None)
 
 
+def _possible(study: StudyResults) -> Interval:
+    """What values the objective can have. A loss is taken to be never negative if it was in no run of the study."""
+    if study.objective == "test_error":
+        return 0.0, 1.0
+    searched = [value for trial in study.trials for value in trial.run_values]
+    values = [*searched, *(_value(study, run) for run in study.confirmations)]
+    return (0.0 if all(value is None or not value < 0 for value in values) else -math.inf), math.inf
+
+
 def _value(study: StudyResults, run: RunRecord) -> float | None:
     return run_objective(run.result, study.objective, untrained=study.untrained_confirming.get(run.repeat))
 
@@ -136,7 +146,9 @@ def _as_the_search_ranked(trial: ConfirmedResult) -> tuple[float, float, int]:
     return (trial.budget_factor, math.inf if trial.tuned is None else trial.tuned, trial.trial)
 
 
-def _result(study: StudyResults, runs: Sequence[RunRecord], tuned: float | None, step: float) -> ConfirmedResult:
+def _result(
+    study: StudyResults, runs: Sequence[RunRecord], tuned: float | None, step: float, possible: Interval
+) -> ConfirmedResult:
     by_repeat = {run.repeat: run for run in runs}
     values: list[float | None] = [None] * (max(by_repeat) + 1)
     seeds = [0] * len(values)
@@ -155,7 +167,7 @@ def _result(study: StudyResults, runs: Sequence[RunRecord], tuned: float | None,
         values=tuple(values),
         seeds=tuple(seeds),
         mean=fmean(known) if known else math.nan,
-        interval=mean_interval(known, step=step),
+        interval=mean_interval(known, step=step, possible=possible),
         step=step,
         tuned=tuned,
         updates=fmean(run.result.updates for run in counted),

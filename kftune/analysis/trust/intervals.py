@@ -4,6 +4,11 @@ Test errors are shares of a few hundred or thousand examples, and two seeds of t
 by the same number of examples. That says that the noise is below a step of one example, not that there is none: taken
 as none, it told two equal optimizers apart (p = 0) in 5 % of the comparisons of two seeds by itself. So the standard
 deviation is never taken to be below that of rounding to the step, step / √12 (Sheppard's correction).
+
+Two or three seeds that differ give wide intervals (t is 12.7 for two), whose lower end may be a loss that there cannot
+be. The true mean of a loss that is never negative is not negative either, so what of the interval lies below 0 is cut
+off (above 1 too, of an error rate), and it covers the truth exactly as often as before. A logarithmic scale would keep
+it above 0 as well, but its interval is one of the geometric mean, which is not what is ranked.
 """
 
 from __future__ import annotations
@@ -77,10 +82,29 @@ def paired_t(differences: Sequence[float], *, level: float = 0.95, step: float =
     return PairedT(mean, (mean - half, mean + half), float(2 * stats.t.sf(abs(mean) / error, n - 1)))
 
 
-def mean_interval(values: Sequence[float], *, level: float = 0.95, step: float = 0.0) -> Interval | None:
-    """Student's t interval of a mean; None where :func:`paired_t` gives none."""
+def mean_interval(
+    values: Sequence[float],
+    *,
+    level: float = 0.95,
+    step: float = 0.0,
+    possible: Interval = (-math.inf, math.inf),
+) -> Interval | None:
+    """Student's t interval of a mean, cut off at the least and the largest values that are possible; see the module.
+
+    Args:
+        values: one per seed, all within ``possible``.
+        level: of the interval.
+        step: as :func:`paired_t` takes it.
+        possible: least and largest value that there can be.
+
+    Returns:
+        None where :func:`paired_t` gives none.
+    """
     test = paired_t(values, level=level, step=step)
-    return None if test is None else test.interval
+    if test is None:
+        return None
+    low, high = test.interval
+    return max(low, possible[0]), min(high, possible[1])
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

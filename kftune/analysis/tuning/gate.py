@@ -154,18 +154,21 @@ def _hugged(study: StudyResults, edges: Edges, at_top: bool, *, share: float, n_
 def _wider(edges: Edges, at_top: bool) -> tuple[float, float] | None:
     """One decade more on a log scale, half the width on a linear one, within what the hyperparameter allows."""
     low, high = edges.low, edges.high
+    is_whole = edges.is_integer or edges.name in _BATCH_SIZES
     if at_top:
         new = 10 * high if edges.log else high + (high - low) / 2
         if edges.name in _BELOW_ONE:
             new = min(new, 1 - (1 - high) / 10)
-        new = float(math.ceil(new)) if edges.is_integer else _rounded(new)
+        new = float(math.ceil(new)) if is_whole else _rounded(new)
         return (low, new) if new > high else None
     new = low / 10 if edges.log else low - (high - low) / 2
-    if edges.is_integer:
+    if is_whole:
         new = float(max(1, math.floor(new)))
-    elif not edges.log and low >= 0:
-        new = max(0.0, new)  # what is not negative in its box has no negative values
-    new = new if edges.is_integer else _rounded(new)
+    elif low > 0:
+        new = new if new > 0 else low / 10  # what is positive in its box may have to be: a learning rate of 0 is none
+    elif low == 0:
+        new = 0.0  # what is not negative in its box has no negative values
+    new = new if is_whole else _rounded(new)
     return (new, high) if new < low else None
 
 

@@ -41,7 +41,8 @@ def verdict_table(verdict: ProblemVerdict) -> str:
     factor = "" if verdict.budget_factor == 1 else f"{verdict.budget_factor:g} times the budget"
     if verdict.is_confirmed:
         of = f"{seeds_title(verdict)} with {factor}" if factor else seeds_title(verdict)
-        caption = f"{verdict.problem}: {objective} on {of}, mean and 95 % interval (Student's t)."
+        interval = "95 % interval (Student's t, within the losses that there can be)"
+        caption = f"{verdict.problem}: {objective} on {of}, mean and {interval}."
     else:
         caption = f"{verdict.problem}: {objective} of the best trial, on the seeds it was chosen on."
         caption += f" Nothing is confirmed at {factor}." if factor else ""

@@ -38,8 +38,7 @@ def _item(configuration: ChosenConfiguration) -> str:
 
 def as_python(configuration: ChosenConfiguration) -> str:
     """A program that makes the problem's model and the optimizer, and does one update."""
-    params = {name: value for name, value in configuration.params.items() if name not in LOOP_PARAMETERS}
-    loop = {name: value for name, value in configuration.params.items() if name in LOOP_PARAMETERS}
+    params, loop = _by_owner(configuration)
     imported, made = _construction(configuration, params)
     args = "".join(f", {_argument(name, value)}" for name, value in configuration.problem_args.items())
     comment = "  # of the first update; batches grow" if loop.get("full_batch_at") else ""
@@ -68,6 +67,18 @@ def closure():  # forward only; the optimizer does the rest
 
 loss = optimizer.step(closure)
 """
+
+
+def _by_owner(configuration: ChosenConfiguration) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The optimizer's hyperparameters, and the training loop's (by name, for a target that cannot be imported here)."""
+    loop = set(LOOP_PARAMETERS)
+    if not is_target(configuration.optimizer_name):
+        from kftune.optim import OPTIMIZERS
+        from kftune.training.loop.hyperparameters import loop_parameters
+
+        loop = set(loop_parameters(OPTIMIZERS.get(configuration.optimizer_name)))
+    own = {name: value for name, value in configuration.params.items() if name not in loop}
+    return own, {name: value for name, value in configuration.params.items() if name in loop}
 
 
 def _examples(loop: Mapping[str, Any]) -> str:

@@ -34,9 +34,18 @@ _PALETTE = (
     ("#e69f00", "#f0b429"),  # orange
     ("#56b4e9", "#9bd5f7"),  # sky blue
     ("#4b5563", "#c3c9d2"),  # grey, for black
+    # For an eighth to a fifteenth optimizer; with some kinds of colour vision these need their dashes and symbols too.
+    ("#b0001e", "#ff4d5e"),  # crimson
+    ("#6611cc", "#9a66ff"),  # violet
+    ("#5cb81c", "#8df04a"),  # lime
+    ("#6b3d00", "#b8873f"),  # brown
+    ("#e6168c", "#ff4fb8"),  # magenta
+    ("#8a8d00", "#e6e84a"),  # olive
+    ("#10187f", "#5570ff"),  # navy
+    ("#c0a468", "#f3e3b8"),  # sand
 )
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-# As many as colours, and three further for each time the colours come again: one colour never has two alike.
+# Three further for each time the colours come again: one colour has no two alike among those that have a style.
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "star")
 
 # What nearly every study has keeps its colour from one study file to the next; others take what is left.
@@ -74,10 +83,9 @@ class OptimizerStyle(NamedTuple):
 
 
 def optimizer_styles(names: Iterable[str]) -> dict[str, OptimizerStyle]:
-    """A style for each optimizer, by the order of their names; no two alike among the first 35.
+    """A style for each optimizer, by the order of their names; no two of the first 15 have one colour, of 35 one style.
 
-    Optimizers that most studies have keep the same colour in every study file of up to seven optimizers that do not
-    want one another's.
+    Optimizers that most studies have keep the same colour in every study file.
     """
     ordered = sorted(set(names))
     n = len(_PALETTE)

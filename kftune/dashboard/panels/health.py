@@ -18,7 +18,7 @@ from kftune.dashboard.panels._subject import Subject
 from kftune.dashboard.parts import DASH, Bar, Cell, Missing, Panel, Part, Source, Table, name_of, plots
 from kftune.results import Outcome
 from kftune.storage.records import Purpose
-from kftune.wording import clock_time, duration, number, outcome_title, percent
+from kftune.wording import clock_time, duration, number, outcome_title, percent, trials_made
 
 __all__ = ["ENTRIES"]
 
@@ -84,7 +84,7 @@ def _outcomes(file: FileResults, found: Health) -> Table:
             [
                 Cell(record.problem, "text"),
                 name_of(record.optimizer),
-                Cell(f"{len(study.finished)} of {record.n_trials}"),
+                Cell(trials_made([(len(study.finished), record.n_trials)])),
                 *(_count(count[outcome]) for outcome in shown),
                 _count(sum(its.confirm_outcomes.values())),
                 _count(its.n_raced),

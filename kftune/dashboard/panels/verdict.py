@@ -11,7 +11,7 @@ from kftune.dashboard.figures.verdict import plot_verdict
 from kftune.dashboard.panels._entry import PanelEntry
 from kftune.dashboard.panels._subject import Subject, nothing_yet
 from kftune.dashboard.parts import DASH, Cell, Missing, Panel, Part, Table, name_of, plots
-from kftune.wording import loss, number, outcome_title, percent
+from kftune.wording import loss, number, outcome_title, percent, trials_made
 
 __all__ = ["ENTRIES"]
 
@@ -88,7 +88,7 @@ def _row(row: VerdictRow, times: Mapping[str, tuple[float, float]], *, show_conf
         Cell(number(row.train_seconds)) if has_result else DASH,
         Cell(f"{row.updates:.0f}") if has_result else DASH,
         DASH if math.isnan(time) else Cell("never", "none") if math.isinf(time) else Cell(number(time, 3)),
-        Cell(f"{row.n_finished} of {row.n_trials}"),
+        Cell(trials_made([(row.n_finished, row.n_trials)])),
         Cell(", ".join(failed) or "none", "text wrap" if failed else "none text"),
         Cell(_provisional(row) or "no", "text wrap" if row.is_provisional else "none text"),
     ]

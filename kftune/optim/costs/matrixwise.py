@@ -31,9 +31,13 @@ def _floor_of(
 
     def floor(layers: Sequence[LayerSize], params: Mapping[str, Any]) -> dict[Phase, float]:
         operations: dict[Phase, float] = {"statistics": 0.0, "inversion": 0.0, "preconditioning": 0.0}
+        if params["dimensions"] == "merged":  # to what, a layer's two sides do not tell
+            return operations
         for layer in layers:
             n = layer.n_rows
-            for side, other in ((layer.d_A, layer.d_G), (layer.d_G, layer.d_A)):
+            sides = ((layer.d_G, layer.d_A), (layer.d_A, layer.d_G))
+            # Of a convolution's kernel, the sides of the other dimensions are not known.
+            for side, other in sides[:1] if params["dimensions"] == "each" and layer.n_positions > 1 else sides:
                 if 1 < side <= params["max_dimension"]:
                     # Symmetric results take half of a product.
                     thin = n * n * other + 2 * n * n * side + n * side * side

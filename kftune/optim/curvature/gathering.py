@@ -15,11 +15,13 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.nn.modules.module import _global_backward_hooks
 
 from kftune.optim.curvature.capture import Capture
 from kftune.optim.curvature.graph import parameters_reached
 from kftune.optim.curvature.layers import Layer, find_layers
-from kftune.optim.curvature.likelihoods import Fisher, Likelihood, output_vectors
+from kftune.optim.curvature.layout import ClassDimension
+from kftune.optim.curvature.likelihoods import Fisher, GradientScale, Likelihood, label_scale, output_vectors
 from kftune.optim.curvature.random import Random
 from kftune.optim.curvature.rows import LazyRows, Passed, Rows, make_rows
 from kftune.optim.curvature.statistics import Statistics
@@ -76,11 +78,18 @@ class Passage(NamedTuple):
         loss: the mean over its examples, with its graph.
         n_examples: N.
         uses: of all modules, in the order of their calls.
+        label_scale: what the gradient of one example's loss is multiplied with in the empirical Fisher.
     """
 
     loss: Tensor
     n_examples: int
     uses: list[Use]
+    label_scale: float
+
+
+def _origin(a: Tensor) -> Node | None:
+    """What made a tensor, or what takes its gradient if it is a leaf; None if it has none."""
+    return get_gradient_edge(a).node if a.requires_grad else None
 
 
 class Gatherer:
@@ -93,6 +102,7 @@ class Gatherer:
         examples_first: whether inputs must have their examples in the first dimension, as ``reduce`` needs.
         seed: of the generator of drawn labels.
         process: rank of this process.
+        scale: of gradients towards labels.
 
     Attributes:
         of_module: module → its layers.
@@ -109,13 +119,17 @@ class Gatherer:
         examples_first: bool,
         seed: int,
         process: int,
+        scale: GradientScale,
     ) -> None:
         found = find_layers(model)
+        self._modules = {name: module for name, (module, _) in found.items()}
         self.of_module = {name: layers for name, (_, layers) in found.items()}
         self.layers = {layer.name: layer for layers in self.of_module.values() for layer in layers}
         self.random = Random(seed, process=process, device=next(model.parameters()).device)
-        self._capture = Capture({name: module for name, (module, _) in found.items()})
+        self._capture = Capture(self._modules)
         self._likelihood, self._fisher, self._examples_first = likelihood, fisher, examples_first
+        self._scale: GradientScale = scale
+        self._classes = ClassDimension() if likelihood == "categorical" and fisher is not None else None
 
     # Forward.
 
@@ -133,8 +147,10 @@ class Gatherer:
         uses: list[Use] = []
 
         def on_use(module: str, a: Tensor, s: Tensor) -> None:
-            layer = self.of_module[module][0]
-            use = Use(module, a.detach(), a.grad_fn, get_gradient_edge(s), layer.positions(s), layer.n_rows(s))
+            layer = self._layer_with_examples(module, a)
+            if len(a) == 0:
+                return
+            use = Use(module, a.detach(), _origin(a), get_gradient_edge(s), layer.positions(s), layer.n_rows(s))
             uses.append(use)
             if wanted is not None:
                 self._see(use, s, wanted, phases)
@@ -151,13 +167,19 @@ class Gatherer:
                         self._add_input(use.module, use.a, wanted.statistics, phases)
             if self._fisher not in (None, "empirical"):
                 self._back_propagate_fisher(output, uses, wanted, phases)
-        return Passage(loss, n_examples, uses)
+            if self._classes is not None:  # after the passes above, whose gradients are not the loss'
+                self._classes.watch(output)
+        scale = label_scale(output, self._likelihood, self._scale) if self._fisher == "empirical" else 1.0
+        return Passage(loss, n_examples, uses, scale)
 
     def forward_only(self, closure: Closure, statistics: Statistics, phases: PhaseTimer) -> tuple[Tensor, int]:
         """Run the closure and sum inputs, for A alone; returns the mean loss and the number of examples."""
         inputs: list[tuple[str, Tensor]] = []
 
         def on_use(module: str, a: Tensor, s: Tensor) -> None:
+            self._layer_with_examples(module, a)
+            if len(a) == 0:
+                return
             if self._examples_first:  # which rows belong to an example is known afterwards
                 inputs.append((module, a.detach()))
             else:
@@ -169,6 +191,20 @@ class Gatherer:
         for module, a in inputs:
             self._add_input(module, a, statistics, phases)
         return loss, len(output)
+
+    def _layer_with_examples(self, module: str, a: Tensor) -> Layer:
+        """The module's (first) layer.
+
+        Raises:
+            ValueError: its input has no dimension of examples.
+        """
+        layer = self.of_module[module][0]
+        if a.ndim < layer.least_ndim:
+            raise ValueError(
+                f"layer {module!r} was given an input of the shape {tuple(a.shape)}, which has no dimension of "
+                "examples: give one example with a dimension of its own (x[None])"
+            )
+        return layer
 
     def _add_input(self, module: str, a: Tensor, statistics: Statistics, phases: PhaseTimer) -> None:
         with phases.phase("statistics"):
@@ -215,10 +251,14 @@ class Gatherer:
         """Back-propagate the Fisher's output vectors to the layers only: no weight's gradient is computed."""
         if not uses or self._fisher is None:
             return
+        if not output.requires_grad:
+            raise ValueError(
+                "the closure returned an output without a graph: curvature needs the model's own, not .detach()"
+            )
         edges = [use.edge for use in uses]
         with phases.phase("statistics"):
             generator = self.random.on(output.device)
-            for v in output_vectors(output, self._likelihood, self._fisher, generator):
+            for v in output_vectors(output, self._likelihood, self._fisher, generator, self._scale):
                 found = torch.autograd.grad(output, edges, grad_outputs=v, retain_graph=True, allow_unused=True)
                 for use, g in zip(uses, found, strict=True):
                     if g is not None:
@@ -231,29 +271,44 @@ class Gatherer:
     def take_loss_gradients(self, passage: Passage, unit: int, wanted: Wanted, phases: PhaseTimer) -> None:
         """After the loss' backward pass: what the empirical Fisher is made of; nothing for another one.
 
+        Where the pass shows that the output is not what the likelihood takes it for, it is refused.
+
         Args:
             passage: of the micro-batch.
             unit: what was differentiated is 1/unit times the sum over examples of the unreduced loss.
             wanted: as in :meth:`forward`.
             phases: where the time is reported to.
+
+        Raises:
+            RuntimeError: classes are not in the output's last dimension.
         """
+        if self._classes is not None:
+            self._classes.check()
         if self._fisher != "empirical":
             return
         if wanted.take_rows is not None:
             with phases.phase("statistics"):
-                gradients = [use.gradients[0] * unit if use.gradients else None for use in passage.uses]
+                scale = unit * passage.label_scale
+                gradients = [use.gradients[0] * scale if use.gradients else None for use in passage.uses]
                 wanted.take_rows(passage.uses, gradients, passage.n_examples)
 
-    def can_stay_thin(self, passage: Passage, is_preferred: Callable[[Layer, int], bool]) -> set[str]:
+    def can_stay_thin(
+        self, passage: Passage, is_preferred: Callable[[Layer, int], bool], trained: Collection[nn.Parameter]
+    ) -> set[str]:
         """Modules whose gradient may stay in factors: their parameters act on the loss through their outputs alone.
 
         (A penalty on a weight, or a second use of it outside its module, adds to its gradient what no output shows.)
+        Where somebody has a hook on a gradient that would not be computed, or waits for the gradient of another leaf
+        of the graph, it is computed.
 
         Args:
             passage: of the micro-batch.
             is_preferred: (layer, number of rows) → whether factors are preferred.
+            trained: all trained parameters.
         """
-        loss, n_examples, uses = passage
+        loss, n_examples, uses, _ = passage
+        if _global_backward_hooks or any(p._post_accumulate_grad_hooks for p in trained):
+            return set()
         n_rows: dict[str, int] = {}
         for use in uses:
             n_rows[use.module] = n_rows.get(use.module, 0) + use.n_rows
@@ -266,12 +321,21 @@ class Gatherer:
             )
         }
         chosen -= {use.module for use in uses if len(use.a) % n_examples}  # rows that are not of examples
+        chosen -= {module for module in chosen if self._is_hooked(module)}
         if not chosen or loss.grad_fn is None:
             return set()
         thin = [use for use in uses if use.module in chosen]
         roots = [loss.grad_fn, *(use.origin for use in thin if use.origin is not None)]
         reached = parameters_reached(roots, without=[use.edge.node for use in thin])
+        if not reached.issubset(trained):
+            return set()
         return {m for m in chosen if not any(p in reached for layer in self.of_module[m] for p in layer.parameters)}
+
+    def _is_hooked(self, module: str) -> bool:
+        """Whether somebody has a hook on the backward pass of a module, or on a gradient of its parameters."""
+        hooked: list[Any] = [self._modules[module]._backward_hooks]
+        hooked += [p._backward_hooks for layer in self.of_module[module] for p in layer.parameters]
+        return any(hooked)
 
     def back_propagate_thin(
         self, passage: Passage, modules: Collection[str], trained: Iterable[nn.Parameter]
@@ -283,7 +347,7 @@ class Gatherer:
             modules: of :meth:`can_stay_thin`.
             trained: all trained parameters.
         """
-        loss, n_examples, uses = passage
+        loss, n_examples, uses, _ = passage
         thin = [use for use in uses if use.module in modules]
         left_out = {p for module in modules for layer in self.of_module[module] for p in layer.parameters}
         parameters: list[Any] = [p for p in trained if p not in left_out]

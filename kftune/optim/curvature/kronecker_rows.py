@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ class KroneckerRows:
     """Gathers ā and g of an update's micro-batches for products with (A ⊗ G) vec(X) = vec(GXA).
 
     A = mean āāᵀ, G = (1/N) Σ ggᵀ. With ``expand``, the positions of an example (and all uses of its module) are rows
-    of their own, and A is the mean over all of them; with ``reduce``, ā is averaged and g summed over them first.
+    of their own, and A is the mean over all of them; with ``reduce``, ā is averaged and g summed over the positions of
+    each use first. So they are those of :class:`~kftune.optim.curvature.statistics.Statistics`.
     """
 
     def __init__(self, sharing: WeightSharing) -> None:
@@ -45,9 +46,9 @@ class KroneckerRows:
                 self._n_examples += len(inputs)
                 first = False
             if name not in self._in_batch:
-                own = inputs.mean(dim=1) if self._reduce else inputs.flatten(0, 1)
+                own = _reduced(inputs, found.uses, torch.mean) if self._reduce else inputs.flatten(0, 1)
                 self._inputs.setdefault(name, RowsOrGram()).add(own, kept=kept)
-            own = gradients.sum(dim=1) if self._reduce else gradients.flatten(0, 1)
+            own = _reduced(gradients, found.uses, torch.sum) if self._reduce else gradients.flatten(0, 1)
             self._gradients.setdefault(name, RowsOrGram()).add(own)
         self._in_batch.update(rows)
 
@@ -59,6 +60,13 @@ class KroneckerRows:
             )
             for name, inputs in self._inputs.items()
         }
+
+
+def _reduced(rows: Tensor, uses: tuple[int, ...], over: Callable[..., Tensor]) -> Tensor:
+    """(N, T, d) → one row for each example and use of the module, (N · uses, d)."""
+    if not uses:
+        return over(rows, dim=1)
+    return torch.cat([over(own, dim=1) for own in torch.split(rows, list(uses), dim=1)])
 
 
 class KroneckerProduct:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from kftune.optim.curvature.correlations import add_correlations, can_correlate
 from kftune.optim.curvature.patches import Window, n_positions, patch_total, patches
 from kftune.optim.linalg.gram import add_gram, add_homogeneous_gram
+from kftune.optim.linalg.products import precise
 
 _CHUNK = 2**20  # entries of the patches that are made at a time: they stay in the cache
 
@@ -37,6 +39,14 @@ class Layer(ABC):
     bias: nn.Parameter | None
     outputs: slice
 
+    least_ndim: ClassVar[int]
+    """Dimensions of the module's input, the examples' own included."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of curvature: the weight's, float32 at least, for which there are decompositions."""
+        return precise(self.weight.dtype)
+
     @property
     def d_A(self) -> int:  # noqa: N802  # the dimension of A
         """Side of A: d_i, and one more with a bias."""
@@ -53,11 +63,11 @@ class Layer(ABC):
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
     def join(self, tensors: Mapping[nn.Parameter, Tensor]) -> Tensor:
-        """[W b] made of what stands for the module's weight and bias, (d_G, d_A)."""
-        weight = tensors[self.weight][self.outputs].flatten(1)
+        """[W b] made of what stands for the module's weight and bias, (d_G, d_A), in the precision of curvature."""
+        weight = tensors[self.weight][self.outputs].flatten(1).to(self.dtype)
         if self.bias is None:
             return weight
-        return torch.cat([weight, tensors[self.bias][self.outputs, None]], dim=1)
+        return torch.cat([weight, tensors[self.bias][self.outputs, None].to(self.dtype)], dim=1)
 
     @abstractmethod
     def input_rows(self, a: Tensor) -> Tensor:
@@ -100,6 +110,8 @@ class Layer(ABC):
 class LinearLayer(Layer):
     """``nn.Linear``: everything between the first and the last dimension of its input is a position."""
 
+    least_ndim = 2
+
     def examples_first(self, t: Tensor, n_examples: int) -> Tensor:
         """(T, N, …, d) → (N, T, …, d), where T is not N; all else as it is."""
         is_second = t.ndim > 2 and len(t) != n_examples and t.shape[1] == n_examples
@@ -130,6 +142,8 @@ class ConvLayer(Layer):
         window: kernel, stride, padding and dilation.
         inputs: which input channels are the layer's.
     """
+
+    least_ndim = 4
 
     window: Window
     inputs: slice
@@ -232,7 +246,7 @@ def split(layers: Iterable[Layer], matrices: Mapping[str, Tensor]) -> dict[nn.Pa
         matrices: layer → (d_G, d_A); layers that are not named are left out.
 
     Returns:
-        Parameter → tensor of its shape.
+        Parameter → tensor of its shape and type.
     """
     parts: dict[nn.Parameter, list[Tensor]] = {}
     for layer in layers:
@@ -242,6 +256,5 @@ def split(layers: Iterable[Layer], matrices: Mapping[str, Tensor]) -> dict[nn.Pa
             parts.setdefault(layer.weight, []).append(weight)
             if layer.bias is not None:
                 parts.setdefault(layer.bias, []).append(matrix[:, -1])
-    return {
-        p: (tensors[0] if len(tensors) == 1 else torch.cat(tensors)).reshape(p.shape) for p, tensors in parts.items()
-    }
+    joined = {p: tensors[0] if len(tensors) == 1 else torch.cat(tensors) for p, tensors in parts.items()}
+    return {p: tensor.reshape(p.shape).to(p.dtype) for p, tensor in joined.items()}

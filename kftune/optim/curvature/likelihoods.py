@@ -9,7 +9,10 @@ For the per-example loss ℓ_n as a function of the output f_n, each function yi
 * ``bernoulli``: diag(p(1 − p))/O.
 
 ``permuted`` is another thing: gradients towards the batch's own predictions, dealt to other examples (thesis, labels
-"sampled" in its code).
+"sampled" in its code). It and ``empirical``, the loss' own gradient, are brought to the same scale: where ℓ_n is the
+mean of K negative log-likelihoods, the outer product of its gradient has 1/K of the Hessian for its expectation under
+the model, so that the gradient is multiplied with √K. K is T for ``categorical``, O for ``bernoulli``, and 1 for
+``gaussian``, whose ℓ_n as a whole is that of N(f_n, (O/2)·I).
 """
 
 from __future__ import annotations
@@ -30,9 +33,16 @@ LIKELIHOODS: tuple[str, ...] = get_args(Likelihood)
 Fisher: TypeAlias = Literal["mc", "exact", "empirical", "permuted"]
 FISHERS: tuple[str, ...] = get_args(Fisher)
 
+GradientScale: TypeAlias = Literal["fisher", "loss"]
+"""Whether gradients towards labels (``empirical``, ``permuted``) are in the Fisher's scale, or just the loss'."""
+
 
 def output_vectors(
-    output: Tensor, likelihood: Likelihood, fisher: Fisher, generator: torch.Generator
+    output: Tensor,
+    likelihood: Likelihood,
+    fisher: Fisher,
+    generator: torch.Generator,
+    scale: GradientScale = "fisher",
 ) -> Iterator[Tensor]:
     """The v's of one batch, each of the output's shape: one for ``mc`` and ``permuted``, many for ``exact``.
 
@@ -42,6 +52,7 @@ def output_vectors(
         likelihood: the predictive distribution.
         fisher: ``mc``, ``exact`` or ``permuted``; the empirical Fisher is the loss' own gradient.
         generator: source of the drawn labels and permutations, on the output's device.
+        scale: of ``permuted``.
 
     Raises:
         RuntimeError: there is no dimension of classes.
@@ -59,7 +70,16 @@ def output_vectors(
         precise = output.to(torch.promote_types(output.dtype, torch.float32))
         yield _drawn(precise, likelihood, generator).to(output.dtype)
     else:
-        yield _permuted(output, likelihood, generator)
+        v = _permuted(output, likelihood, generator)
+        factor = label_scale(output, likelihood, scale)
+        yield v if factor == 1 else v * factor
+
+
+def label_scale(output: Tensor, likelihood: Likelihood, scale: GradientScale) -> float:
+    """√K, what a gradient of the loss of one example towards a label is multiplied with (see the module); or 1."""
+    if scale == "loss" or likelihood == "gaussian":
+        return 1.0
+    return math.sqrt(_n_outputs(output) if likelihood == "bernoulli" else _n_positions(output))
 
 
 def _n_outputs(output: Tensor) -> int:

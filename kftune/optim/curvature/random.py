@@ -52,6 +52,14 @@ class Random:
         else:
             self._restart(self._generator.device)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.state() | {"device": str(self._generator.device)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._seed, self._process, self._n_restarts = state["seed"], state["process"], state["n_restarts"]
+        self._generator = torch.Generator(device=state["device"])
+        self._generator.set_state(state["state"].cpu())
+
     def _restart(self, device: torch.device) -> None:
         self._n_restarts += 1
         self._generator = self._new(device)

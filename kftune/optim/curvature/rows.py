@@ -19,11 +19,13 @@ class Rows(NamedTuple):
         inputs: ā, (N, T, d_A), T positions of all uses of the module in a row.
         gradients: g of the unreduced loss of one example, (N, T, d_G).
         positions: the shape of the T positions, e.g. (H', W'); (T,) if the module was used more than once.
+        uses: how many of the T positions each use of the module has, in a row; () for a single use.
     """
 
     inputs: Tensor
     gradients: Tensor
     positions: tuple[int, ...]
+    uses: tuple[int, ...] = ()
 
 
 class Passed(NamedTuple):
@@ -48,15 +50,16 @@ def make_rows(layer: Layer, passed: Sequence[Passed], n_examples: int) -> Rows:
     """
     parts: list[Rows] = []
     for a, g, positions in passed:
-        inputs = layer.homogeneous_rows(layer.examples_first(a, n_examples)).to(layer.weight.dtype)
-        gradients = layer.output_rows(layer.examples_first(g, n_examples)).to(layer.weight.dtype)
+        inputs = layer.homogeneous_rows(layer.examples_first(a, n_examples)).to(layer.dtype)
+        gradients = layer.output_rows(layer.examples_first(g, n_examples)).to(layer.dtype)
         inputs, gradients = (fold(t, n_examples, layer.name) for t in (inputs, gradients))
         own = positions if math.prod(positions) == inputs.shape[1] else (inputs.shape[1],)
         parts.append(Rows(inputs, gradients, own))
     if len(parts) == 1:
         return parts[0]
     inputs = torch.cat([part.inputs for part in parts], dim=1)
-    return Rows(inputs, torch.cat([part.gradients for part in parts], dim=1), (inputs.shape[1],))
+    gradients = torch.cat([part.gradients for part in parts], dim=1)
+    return Rows(inputs, gradients, (inputs.shape[1],), tuple(part.inputs.shape[1] for part in parts))
 
 
 class LazyRows(Mapping[str, Rows]):

@@ -40,7 +40,7 @@ class Statistics:
         self.n_examples = 0
         self._in_batch = 0
         self.seen: set[str] = set()
-        self._gradient_scale = 1
+        self._gradient_scale = 1.0
 
     def begin_batch(self, n_examples: int) -> None:
         """Say how many examples the micro-batch has: with ``reduce`` before anything of it is added."""
@@ -69,10 +69,10 @@ class Statistics:
             rows = fold(mean_patch(a[:, layer.inputs], layer.window)[:, None], self._in_batch, layer.name).mean(dim=1)
         else:
             rows = fold(layer.input_rows(a), self._in_batch, layer.name).mean(dim=1)
-        return rows.reshape(-1, rows.shape[-1]).to(layer.weight.dtype)
+        return rows.reshape(-1, rows.shape[-1]).to(layer.dtype)
 
-    def set_gradient_scale(self, scale: int) -> None:
-        """Say what the gradients added from here on must be multiplied with to be the unreduced loss'; 1 at first."""
+    def set_gradient_scale(self, scale: float) -> None:
+        """Say what the gradients added from here on must be multiplied with; 1 at first."""
         if scale != self._gradient_scale:
             self._rescale_gradients(self._gradient_scale / scale)
         self._gradient_scale = scale
@@ -95,7 +95,7 @@ class Statistics:
         if self._reduce:
             rows = fold(rows, self._in_batch, layer.name).sum(dim=1)
         rows = rows.reshape(-1, rows.shape[-1])
-        return rows.to(layer.weight.dtype)
+        return rows.to(layer.dtype)
 
     def input_covariances(self) -> dict[str, Tensor]:
         """Layer → A of this update, for the layers that were used. Consumes the sums."""

@@ -17,6 +17,8 @@ def all_finite(tensors: list[Tensor], *, squares: bool = False) -> bool:
     """
     # The Euclidean norm is 15 times faster than the largest magnitude on a CPU, but can overflow where no entry does.
     for ord_ in (2.0, math.inf):
+        if ord_ == math.inf:
+            tensors = [tensor for tensor in tensors if tensor.numel()]  # nothing has no largest entry
         norms = torch._foreach_norm(tensors, ord=ord_)
         stacked = torch.stack([norm.to(norms[0]) for norm in norms])
         if bool(torch.isfinite(stacked.square() if squares else stacked).all()):

@@ -21,7 +21,7 @@ class AdamW(ModelOptimizer):
         beta2: decay of the squared gradient's running average, in [0, 1).
         eps: added to the root of the latter.
         weight_decay: each update multiplies the parameters by 1 − lr·weight_decay.
-        likelihood: not used; every optimizer of kftune takes it.
+        likelihood: the model's predictive distribution, only to check the shape of its output; None for any.
         seed: not used; every optimizer of kftune takes it.
 
     Raises:
@@ -43,9 +43,8 @@ class AdamW(ModelOptimizer):
         seed: int = 0,
     ) -> None:
         parameters = list(model.parameters())
-        super().__init__(
-            model, adamw_group(parameters, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
-        )
+        group = adamw_group(parameters, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
+        super().__init__(model, group, likelihood=likelihood)
 
     def _update(self) -> None:
         with self.phases.phase("update"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias, get_args
+from functools import partial
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from kftune.optim.curvature.statistics import WeightSharing
 from kftune.optim.curvature.thin import flat
 from kftune.optim.entry import OptimizerEntry
 from kftune.optim.linalg.decompositions import eigendecompositions
+from kftune.optim.linalg.eigenspaces import Span, equal_spans, share_
 from kftune.optim.linalg.products import padded_zeros
 from kftune.optim.preconditioning.eigenbasis import (
     Basis,
@@ -26,7 +28,7 @@ from kftune.optim.preconditioning.eigenbasis import (
     rotated_gradient_of_rows,
     solve,
 )
-from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned
+from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned, Warmup
 from kftune.optim.updates.averages import decay_of
 from kftune.space import Float, Int, Space
 
@@ -45,8 +47,11 @@ class EKFAC(KroneckerOptimizer):
 
     An update that renews the basis gathers A, G and S from the same batch, in this order: until it ends it keeps the
     layers' inputs and output gradients. Averages have the weight min(1 − 1/k, factor_decay) on the old value the k-th
-    time. All parameters outside ``nn.Linear`` and ``nn.Conv2d``, and layers not seen when a basis was made, are updated
-    by SGD with the same learning rate, momentum and weight decay. The loss must be a mean over examples.
+    time. Where A or G has a null space, or other eigenvalues that are equal up to rounding, its eigenvectors there are
+    arbitrary: they share one scaling, the mean, so that the update depends on the data alone.
+
+    All parameters outside ``nn.Linear`` and ``nn.Conv2d``, and layers not seen when a basis was made, are updated by
+    SGD with the same learning rate, momentum and weight decay. The loss must be a mean over examples.
 
     ``step(closure)`` of a batch smaller than a layer preconditions the two factors of that layer's gradient and leaves
     its ``.grad`` None; ``accumulate(closure)`` followed by ``step()`` always fills ``.grad``, for whoever clips it.
@@ -66,10 +71,20 @@ class EKFAC(KroneckerOptimizer):
             authors' program; with a short ``inverses_every`` this stays close to K-FAC.
         warmup_updates: all periods grow with the number k of updates done, as 1 + k // ``warmup_updates``, until they
             are what the arguments say. 0 for no warm-up.
+        warmup_schedule: ``growing``, as said; or ``first_updates``: what is periodic is done in the first
+            ``warmup_updates``
+            updates, and then in the k-th where k is a multiple of its period (Martens, Grosse 2015, algorithm 2, with 3
+            and 20).
         kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
+        clip_fallback: whether parameters that SGD updates count in the clip, and are shortened with the rest.
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
+        decoupled_weight_decay: θ ← (1 − η·weight_decay)θ before the update instead, outside preconditioner, momentum
+            and clip.
+        damped_weight_decay: damping by λ + weight_decay, as of the objective's curvature F + weight_decay·I (Martens,
+            Grosse 2015, section 6.3). False damps by λ alone, as many programs do: a weight that no gradient reaches
+            then moves by η·weight_decay/λ times itself, and grows where that is above 2.
         weight_sharing: positions of sequences and images in A and G, and so in the basis, as ``expand`` or ``reduce``;
             see :data:`kftune.optim.curvature.statistics.WeightSharing`. S is the same second moment with either.
         likelihood: the model's predictive distribution.
@@ -81,6 +96,12 @@ class EKFAC(KroneckerOptimizer):
 
     needs_rows = True
     distributed = True
+    layer_shapes: ClassVar[dict[str, str]] = {
+        **KroneckerOptimizer.layer_shapes,
+        "input_vectors": "AA",
+        "gradient_vectors": "GG",
+        "scalings": "GA",
+    }
 
     def __init__(
         self,
@@ -95,10 +116,14 @@ class EKFAC(KroneckerOptimizer):
         inverses_every: int = 100,
         basis_change: BasisChange = "move",
         warmup_updates: int = 10,
+        warmup_schedule: Warmup = "growing",
         kl_clip: float | None = 1e-3,
+        clip_fallback: bool = False,
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        damped_weight_decay: bool = True,
         weight_sharing: WeightSharing = "expand",
         likelihood: Likelihood,
         seed: int = 0,
@@ -114,10 +139,14 @@ class EKFAC(KroneckerOptimizer):
             statistics_every=statistics_every,
             inverses_every=inverses_every,
             warmup_updates=warmup_updates,
+            warmup_schedule=warmup_schedule,
             kl_clip=kl_clip,
+            clip_fallback=clip_fallback,
             momentum=momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            damped_weight_decay=damped_weight_decay,
             weight_sharing=weight_sharing,
             likelihood=likelihood,
             seed=seed,
@@ -127,6 +156,7 @@ class EKFAC(KroneckerOptimizer):
         self._basis_change = basis_change
         self._last_scalings: int | None = None
         self._n_scalings = 0
+        self._shared: dict[str, tuple[list[Span], list[Span]]] = {}  # layer → spans of G's and of A's eigenvectors
 
     # When.
 
@@ -185,13 +215,20 @@ class EKFAC(KroneckerOptimizer):
         factors = self._factors()
         names = [f"{side} covariance of layer {name!r}" for name in factors for side in ("input", "gradient")]
         found = eigendecompositions(names, [matrix for pair in factors.values() for matrix in pair])
+        shared, counts = dict(self._shared), dict(self._n_averaged.get("scalings", {}))
         for name, A, G in zip(factors, found[::2], found[1::2], strict=True):
             state, basis = self._layer_state[name], Basis(A.vectors, G.vectors)
+            if not self._is_inverted(name):
+                counts[name] = 0  # what S is to begin with is no second moment
             if self._basis_change == "move" and self._is_inverted(name):
                 state["scalings"] = moved(state["scalings"], self._basis(name), basis)
             else:
                 state["scalings"] = torch.outer(G.values, A.values)
             state.update(basis._asdict())
+            shared[name] = equal_spans(G.values), equal_spans(A.values)
+            share_(state["scalings"], *shared[name])
+        self._shared = shared
+        self._n_averaged = self._n_averaged | {"scalings": counts}
 
     def _average_scalings(self) -> None:
         """S ← decay·S + (1 − decay)·S_batch"""
@@ -202,7 +239,9 @@ class EKFAC(KroneckerOptimizer):
         moments, self._second_moments, self._kept = self._second_moments, {}, []
         self._check_gathered()
         self._n_scalings += 1
-        self._average("scalings", moments, decay_of(self._n_scalings, self._factor_decay))
+        for name, own in moments.items():
+            share_(own, *self._shared.get(name, ((), ())))
+        self._average("scalings", moments, partial(decay_of, factor_decay=self._factor_decay), self._n_scalings)
 
     # How the gradient is preconditioned.
 
@@ -236,11 +275,16 @@ class EKFAC(KroneckerOptimizer):
     # State.
 
     def _extra_state(self) -> dict[str, Any]:
-        return super()._extra_state() | {"last_scalings": self._last_scalings, "n_scalings": self._n_scalings}
+        return super()._extra_state() | {
+            "last_scalings": self._last_scalings,
+            "n_scalings": self._n_scalings,
+            "shared_scalings": self._shared,
+        }
 
     def _load_extra_state(self, extra: dict[str, Any]) -> None:
         super()._load_extra_state(extra)
         self._last_scalings, self._n_scalings = extra["last_scalings"], extra["n_scalings"]
+        self._shared = extra.get("shared_scalings", {})  # states of before have none until their next basis
 
 
 def _cloned(rows: Rows) -> Rows:

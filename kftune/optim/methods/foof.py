@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, get_args
+from functools import partial
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from kftune.optim.entry import OptimizerEntry
 from kftune.optim.interface import Closure
 from kftune.optim.linalg.decompositions import damped_inverses
 from kftune.optim.linalg.products import product
-from kftune.optim.preconditioning.damping import make_preconditioners, split_damping
+from kftune.optim.preconditioning.damping import PRECONDITIONER_SHAPES, make_preconditioners, split_damping
 from kftune.optim.preconditioning.momentum import MomentumOptimizer
 from kftune.optim.updates.averages import debiased_decay_of
 from kftune.optim.updates.momentum import decayed_gradients
@@ -25,6 +26,8 @@ from kftune.space import Float, Int, Space
 
 Variant: TypeAlias = Literal["foof", "kfac_damping", "kfac_norm"]
 VARIANTS: tuple[str, ...] = get_args(Variant)
+Order: TypeAlias = Literal["statistics_first", "step_first"]
+ORDERS: tuple[str, ...] = get_args(Order)
 
 
 class FOOF(MomentumOptimizer):
@@ -41,6 +44,10 @@ class FOOF(MomentumOptimizer):
     negligible beside its damping, P = (λ_A/λ)·V(A + λ_A·I)⁻¹ (its figure 3); ``kfac_norm`` gives V(A + λ_A·I)⁻¹ the
     norm, layer by layer, of K-FAC's P = (G + λ/λ_A·I)⁻¹V(A + λ_A·I)⁻¹ (its figure 4C).
 
+    The paper's algorithm 1 takes the parts of an update in the order step, inversion, statistics. That is
+    ``order="step_first"``. The default is K-FAC's order: its inverse is in use one update earlier than the paper's and
+    has seen one batch more, the one whose gradient it preconditions first.
+
     Args:
         model: the network.
         lr: scale-free learning rate η/λ.
@@ -52,12 +59,21 @@ class FOOF(MomentumOptimizer):
         inverses_every: T, updates between two inversions; a multiple of ``statistics_every``.
         statistics_every: updates between two statistics.
         statistics_window: S, only in the last S updates up to and including each inverting one are statistics
-            gathered; None for all of them.
+            gathered; None for all of them. With ``order="step_first"`` in the S updates before each inverting one,
+            where S must be at least ``statistics_every``.
         initial_statistics: the first so many steps gather statistics only and leave the parameters as they are
             (50 in the paper).
+        order: ``statistics_first``: the batch goes into A, A is inverted where that is due, and the batch's gradient is
+            preconditioned. ``step_first``, the paper's: the gradient is preconditioned with the inverse that there is,
+            then A is inverted where that is due, then the batch goes into A. Before the first inverse P = V, which
+            A = 0 gives; ``initial_statistics`` are inverted before the first step.
         momentum: μ, in [0, 1).
         nesterov: θ ← θ − lr·(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
+        decoupled_weight_decay: θ ← (1 − lr·weight_decay)θ before the update instead, outside preconditioner and
+            momentum.
+        damped_weight_decay: for the variants only, whose λ damps the curvature: whether it is λ + weight_decay,
+            the objective's whole diagonal, as K-FAC's.
         weight_sharing: positions of sequences and images, as ``expand`` or ``reduce``; see
             :data:`kftune.optim.curvature.statistics.WeightSharing`.
         likelihood: the model's predictive distribution; only used for G.
@@ -68,6 +84,7 @@ class FOOF(MomentumOptimizer):
     """
 
     distributed = True
+    layer_shapes: ClassVar[dict[str, str]] = {**MomentumOptimizer.layer_shapes, **PRECONDITIONER_SHAPES, "scale": ""}
 
     def __init__(
         self,
@@ -82,9 +99,12 @@ class FOOF(MomentumOptimizer):
         statistics_every: int = 1,
         statistics_window: int | None = None,
         initial_statistics: int = 0,
+        order: Order = "statistics_first",
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        damped_weight_decay: bool = True,
         weight_sharing: WeightSharing = "expand",
         likelihood: Likelihood = "gaussian",
         seed: int = 0,
@@ -95,6 +115,12 @@ class FOOF(MomentumOptimizer):
         if statistics_window is not None:
             check_count("statistics_window", statistics_window)
         check_count("initial_statistics", initial_statistics, low=0)
+        check_choice("order", order, ORDERS)
+        if order == "step_first" and statistics_window is not None and statistics_window < statistics_every:
+            raise ValueError(
+                "statistics_window must be at least statistics_every with order='step_first', "
+                f"got {statistics_window} and {statistics_every}: no statistics would be gathered"
+            )
         super().__init__(
             model,
             lr=lr,
@@ -103,6 +129,8 @@ class FOOF(MomentumOptimizer):
             momentum=momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            damped_weight_decay=damped_weight_decay and variant != "foof",
             likelihood=likelihood,
             fisher=None if variant == "foof" else fisher,
             weight_sharing=weight_sharing,
@@ -113,6 +141,7 @@ class FOOF(MomentumOptimizer):
         self._inverses_every, self._statistics_every = inverses_every, statistics_every
         self._statistics_window = statistics_window
         self._initial_statistics = initial_statistics
+        self._step_first = order == "step_first"
 
     @property
     def _gathering_only(self) -> bool:
@@ -123,6 +152,8 @@ class FOOF(MomentumOptimizer):
         if self._gathering_only:
             return True
         until_inversion = -self._n_updates % self._inverses_every
+        if self._step_first:  # what an inverting update gathers is for the inversion after
+            until_inversion = (until_inversion or self._inverses_every) - 1
         in_window = self._statistics_window is None or until_inversion < self._statistics_window
         return in_window and self._n_updates % self._statistics_every == 0
 
@@ -132,25 +163,46 @@ class FOOF(MomentumOptimizer):
         return self._gatherer.forward_only(closure, self._statistics, self.phases)
 
     def _update(self) -> None:
-        if self._statistics_due():
-            gathering_only = self._gathering_only
-            with self.phases.phase("statistics"):
+        if self._gathering_only:
+            self._average_factors()
+        elif self._step_first:
+            self._update_step_first()
+        else:
+            if self._statistics_due():
                 self._average_factors()
-            if gathering_only:
-                return
-        if self._inverses_due():
-            with self.phases.phase("inversion"):
+            if self._inverses_due():
                 self._invert()
-        self._move()
+            self._move()
+
+    def _update_step_first(self) -> None:
+        """The parts in the paper's order."""
+        if self._begins:
+            self._invert()
+        directions = self._checked_directions()
+        if self._inverses_due() and not self._begins:
+            self._invert()
+        if self._statistics_due():
+            self._average_factors()
+        self._take(directions)
+
+    @property
+    def _begins(self) -> bool:
+        """Whether this is the first update; what was gathered before it is then inverted."""
+        return self._n_updates == 0
 
     def _average_factors(self) -> None:
-        inputs, gradients = self._batch_covariances()
-        self._n_statistics += 1
-        decay = debiased_decay_of(self._n_statistics, self._factor_decay)
-        self._average("input_covariance", inputs, decay)
-        self._average("gradient_covariance", gradients, decay)
+        with self.phases.phase("statistics"):
+            inputs, gradients = self._batch_covariances()
+            self._n_statistics += 1
+            decay = partial(debiased_decay_of, factor_decay=self._factor_decay)
+            self._average("input_covariance", inputs, decay)
+            self._average("gradient_covariance", gradients, decay)
 
     def _invert(self) -> None:
+        with self.phases.phase("inversion"):
+            self._make_inverses()
+
+    def _make_inverses(self) -> None:
         needed = "input_covariance" if self._variant == "foof" else "gradient_covariance"
         seen = {name: state for name, state in self._layer_state.items() if needed in state}
         damping = self._dampings()
@@ -178,7 +230,12 @@ class FOOF(MomentumOptimizer):
         return self._n_updates % self._inverses_every == 0
 
     def _will_be_inverted(self, name: str) -> bool:
-        return not self._gathering_only and (self._inverses_due() or "input_inverse" in self._layer_state[name])
+        if self._gathering_only:
+            return False
+        state = self._layer_state[name]
+        if self._step_first:  # from what there is already
+            return "input_inverse" in state or (self._begins and "input_covariance" in state)
+        return self._inverses_due() or "input_inverse" in state
 
     def _factors_are_cheaper(self, layer: Layer, n_rows: int) -> bool:
         return n_rows < layer.d_G and self._variant == "foof"
@@ -239,6 +296,11 @@ ENTRIES = (
             ({"factor_decay": -0.1}, "factor_decay must be in [0, 1], got -0.1"),
             ({"statistics_every": 3, "inverses_every": 10}, "inverses_every must be a multiple of statistics_every"),
             ({"statistics_window": 0}, "statistics_window must be a whole number of at least 1, got 0"),
+            ({"order": "paper"}, "order must be one of statistics_first, step_first, got 'paper'"),
+            (
+                {"order": "step_first", "statistics_window": 1, "statistics_every": 5},
+                "statistics_window must be at least statistics_every with order='step_first', got 1 and 5",
+            ),
             ({"initial_statistics": -1}, "initial_statistics must be a whole number of at least 0, got -1"),
             ({"momentum": 1.0}, "momentum must be in [0, 1), got 1.0"),
             ({"weight_decay": -0.1}, "weight_decay must be in [0, inf)"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from kftune.optim.preconditioning.adaptive.optimizer import AdaptiveOptimizer
 from kftune.optim.preconditioning.adaptive.options import AdaptiveOptions, Rescale
 from kftune.optim.preconditioning.damping import (
     DAMPING_METHODS,
+    PRECONDITIONER_SHAPES,
     DampingMethod,
     Preconditioner,
     is_preconditioner,
@@ -27,7 +28,7 @@ from kftune.optim.preconditioning.damping import (
     precondition,
     precondition_rows,
 )
-from kftune.optim.preconditioning.kronecker import Preconditioned
+from kftune.optim.preconditioning.kronecker import Preconditioned, Warmup
 from kftune.space import Float, Int, Space
 
 
@@ -65,10 +66,20 @@ class KFAC(AdaptiveOptimizer):
         inverses_every: updates between two inversions; a multiple of ``statistics_every``.
         warmup_updates: both periods grow with the number k of updates done, as 1 + k // ``warmup_updates``, until they
             are what the arguments say: at first the network changes too fast for old curvature. 0 for no warm-up.
+        warmup_schedule: ``growing``, as said; or ``first_updates``: what is periodic is done in the first
+            ``warmup_updates``
+            updates, and then in the k-th where k is a multiple of its period (Martens, Grosse 2015, algorithm 2, with 3
+            and 20).
         kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
+        clip_fallback: whether parameters that SGD updates count in the clip, and are shortened with the rest.
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
+        decoupled_weight_decay: θ ← (1 − η·weight_decay)θ before the update instead, outside preconditioner, momentum
+            and clip.
+        damped_weight_decay: damping by λ + weight_decay, as of the objective's curvature F + weight_decay·I (Martens,
+            Grosse 2015, section 6.3). False damps by λ alone, as many programs do: a weight that no gradient reaches
+            then moves by η·weight_decay/λ times itself, and grows where that is above 2.
         weight_sharing: positions of sequences and images, as ``expand`` or ``reduce``; see
             :data:`kftune.optim.curvature.statistics.WeightSharing`.
         rescale: ``none``; ``alpha``, with μ = 0; or ``alpha_and_momentum``. These two take the place of ``kl_clip``,
@@ -79,7 +90,8 @@ class KFAC(AdaptiveOptimizer):
         damped_reduction: whether M in ρ contains λ, as in the paper; some implementations leave it out.
         adaptive_gamma: γ, √(λ + weight decay) at first, takes the place of √λ in ``factored`` damping: of ω₂γ, γ and
             γ/ω₂, ω₂ = (19/20)^(T₂/2), the one with the lowest M(δ) is kept. Needs ``rescale``.
-        gamma_every: T₂, least number of updates between two changes of γ, which wait for the next inversion.
+        gamma_every: T₂, least number of updates between two changes of γ, which wait for the next inversion; with
+            ``warmup_schedule="first_updates"`` γ changes in updates whose number is a multiple of it, as in the paper.
         averaging: d of the average θ̄ ← dθ̄ + (1 − d)θ of the iterates that :meth:`evaluation_parameters` swaps in, in
             [0, 1) (0.99 in the paper); min(1 − 1/k, d) at the k-th update, so that the first ones do not linger. The
             buffers (statistics of batch normalisation) stay those of θ. 0 for no average.
@@ -91,6 +103,7 @@ class KFAC(AdaptiveOptimizer):
     """
 
     distributed = True
+    layer_shapes: ClassVar[dict[str, str]] = {**AdaptiveOptimizer.layer_shapes, **PRECONDITIONER_SHAPES}
 
     def __init__(
         self,
@@ -104,10 +117,14 @@ class KFAC(AdaptiveOptimizer):
         statistics_every: int = 10,
         inverses_every: int = 100,
         warmup_updates: int = 10,
+        warmup_schedule: Warmup = "growing",
         kl_clip: float | None = 1e-3,
+        clip_fallback: bool = False,
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        damped_weight_decay: bool = True,
         weight_sharing: WeightSharing = "expand",
         rescale: Rescale = "none",
         adaptive_damping: bool = False,
@@ -127,8 +144,13 @@ class KFAC(AdaptiveOptimizer):
             damped_reduction=damped_reduction,
             adaptive_gamma=adaptive_gamma,
             gamma_every=gamma_every,
+            gamma_at_multiples=warmup_schedule == "first_updates",
         )
-        options.check({"kl_clip": kl_clip, "momentum": momentum, "nesterov": nesterov}, damping_method)
+        options.check(
+            {"kl_clip": kl_clip, "momentum": momentum, "nesterov": nesterov},
+            damping_method,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
         super().__init__(
             model,
             lr=lr,
@@ -138,10 +160,14 @@ class KFAC(AdaptiveOptimizer):
             statistics_every=statistics_every,
             inverses_every=inverses_every,
             warmup_updates=warmup_updates,
+            warmup_schedule=warmup_schedule,
             kl_clip=kl_clip,
+            clip_fallback=clip_fallback,
             momentum=momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            damped_weight_decay=damped_weight_decay,
             weight_sharing=weight_sharing,
             likelihood=likelihood,
             seed=seed,
@@ -197,6 +223,7 @@ INVALID: tuple[tuple[dict[str, Any], str], ...] = (
     ({"factor_decay": 1.1}, "factor_decay must be in [0, 1], got 1.1"),
     ({"statistics_every": 0}, "statistics_every must be a whole number of at least 1, got 0"),
     ({"statistics_every": 10, "inverses_every": 15}, "inverses_every must be a multiple of statistics_every"),
+    ({"warmup_schedule": "none"}, "warmup_schedule must be one of growing, first_updates, got 'none'"),
     ({"kl_clip": 0.0}, "kl_clip must be in (0, inf), got 0.0"),
     ({"momentum": 1.0}, "momentum must be in [0, 1), got 1.0"),
     ({"weight_decay": -0.1}, "weight_decay must be in [0, inf)"),

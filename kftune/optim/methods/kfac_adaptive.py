@@ -36,6 +36,10 @@ _INVALID_ADAPTIVE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"rescale": "alpha"}, "it needs kl_clip=None, momentum=0 and nesterov=False, got kl_clip=0.001, momentum=0.9"),
     ({**_OWN_STEP, "kl_clip": 0.1}, "it needs kl_clip=None, momentum=0 and nesterov=False, got kl_clip=0.1"),
     ({**_OWN_STEP, "nesterov": True}, "it needs kl_clip=None, momentum=0 and nesterov=False, got nesterov=True"),
+    (
+        {**_OWN_STEP, "decoupled_weight_decay": True},
+        "models the objective, weight decay inside: it needs decoupled_weight_decay=False, got True",
+    ),
     ({**_OWN_STEP, "damping_every": 0}, "damping_every must be a whole number of at least 1, got 0"),
     ({**_OWN_STEP, "gamma_every": 0}, "gamma_every must be a whole number of at least 1, got 0"),
     (

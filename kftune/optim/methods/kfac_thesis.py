@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -31,7 +32,8 @@ class ThesisKFAC(LayerwiseOptimizer):
 
     1. A, G and ∇W are means over all micro-batches of the update (the thesis' artificial batch);
     2. each is divided by its maximum;
-    3. A ← αA + (1 − α)μ(A_batch), the same for G, α = ``momentum_at(k)``, 0 on the first update;
+    3. A ← αA + (1 − α)μ(A_batch), the same for G, α = ``momentum_at(k)``, 0 on the first update; here and in step 5, k
+       of a layer or parameter that was first used late are the updates that it was in;
     4. neither is damped (but see ``ridge``);
     5. N ← αN + (1 − α)μ(G⁻¹μ(∇W)A⁻¹), W ← W − lr·N.
 
@@ -48,7 +50,8 @@ class ThesisKFAC(LayerwiseOptimizer):
         normalization: ``max`` divides by the largest magnitude; ``signed_max``, as the thesis' code, by the largest
             entry, which can flip the sign of a step.
         labels: whose gradients make G; the thesis' is ``permuted``: the micro-batch's own predictions (classes, or
-            outputs for ``gaussian``) dealt out at random.
+            outputs for ``gaussian``) dealt out at random. G is in its code's scale (``gradient_scale``): with
+            ``permuted`` and ``empirical`` that of the loss' gradients, which its normalisation takes out again.
         inversion: ``cholesky`` keeps every factor positive definite with ``ridge``; ``lu`` inverts them as they are, as
             the thesis' code, which adds noise to the first layer's A, for constant pixels make it singular. Most of
             that layer's step is noise then.
@@ -63,6 +66,7 @@ class ThesisKFAC(LayerwiseOptimizer):
     """
 
     distributed = True
+    gradient_scale = "loss"
 
     def __init__(
         self,
@@ -122,9 +126,8 @@ class ThesisKFAC(LayerwiseOptimizer):
         return True
 
     def _update(self) -> None:
-        alpha = self.momentum_at(self._n_updates)
         with self.phases.phase("statistics"):
-            self._average_factors(alpha)
+            self._average_factors()
         with self.phases.phase("inversion"):
             factors = self._factorize()
         with self.phases.phase("preconditioning"):
@@ -133,21 +136,29 @@ class ThesisKFAC(LayerwiseOptimizer):
         self._commit()
         with self.phases.phase("update"):
             for group in self.param_groups:
-                parameters = [p for p in group["params"] if p in steps]
-                if parameters:
-                    averages = [self._step_average(p) for p in parameters]
-                    torch._foreach_lerp_(averages, [steps[p] for p in parameters], 1 - alpha)
+                for k, parameters in self._by_steps(p for p in group["params"] if p in steps).items():
+                    averages = [self.state[p]["step_average"] for p in parameters]
+                    torch._foreach_lerp_(averages, [steps[p] for p in parameters], 1 - self.momentum_at(k))
                     torch._foreach_add_(parameters, averages, alpha=-group["lr"])
         self._n_updates += 1
 
-    def _step_average(self, parameter: nn.Parameter) -> Tensor:
-        """N of step 5, zero before the first update."""
-        state: dict[str, Tensor] = self.state[parameter]
-        if "step_average" not in state:
-            state["step_average"] = torch.zeros_like(parameter)
-        return state["step_average"]
+    def _by_steps(self, parameters: Iterable[nn.Parameter]) -> dict[int, list[Any]]:
+        """Updates that parameters were in before this one, which is counted → these; N of step 5 is zero at first."""
+        found: dict[int, list[Any]] = {}
+        for p in parameters:
+            state = self.state[p]
+            # States of before have N alone.
+            k = state.setdefault("n_steps", self._n_updates if "step_average" in state else 0)
+            state["n_steps"] += 1
+            if "step_average" not in state:
+                state["step_average"] = torch.zeros_like(p)
+            found.setdefault(k, []).append(p)
+        return found
 
-    def _average_factors(self, alpha: float) -> None:
+    def _average_factors(self) -> None:
+        def alpha(k: int) -> float:
+            return self.momentum_at(k - 1)
+
         inputs, gradients = self._batch_covariances()
         self._n_statistics += 1
         self._average("input_covariance", {name: self._normalize(A) for name, A in inputs.items()}, alpha)
@@ -155,6 +166,8 @@ class ThesisKFAC(LayerwiseOptimizer):
 
     def _normalize(self, tensor: Tensor) -> Tensor:
         """μ(X), in place; zeros stay zeros."""
+        if tensor.numel() == 0:
+            return tensor
         lowest, largest = tensor.aminmax()
         if not self._signed:
             largest = torch.maximum(-lowest, largest)

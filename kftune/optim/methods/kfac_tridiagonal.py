@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.autograd.graph import Node
@@ -17,12 +17,17 @@ from kftune.optim.curvature.layers import Layer, LinearLayer
 from kftune.optim.curvature.likelihoods import Fisher, Likelihood
 from kftune.optim.entry import OptimizerEntry
 from kftune.optim.interface import Closure
-from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned
+from kftune.optim.linalg.products import widest
+from kftune.optim.preconditioning.adaptive.optimizer import AdaptiveOptimizer
+from kftune.optim.preconditioning.adaptive.options import AdaptiveOptions, Rescale
+from kftune.optim.preconditioning.damping import Preconditioner
+from kftune.optim.preconditioning.kronecker import Preconditioned, Warmup
 from kftune.optim.preconditioning.tridiagonal import Cross, End, Link, Moments, apply, invert
+from kftune.optim.updates.averages import Decay
 from kftune.space import Float, Int, Space
 
 
-class BlockTridiagonalKFAC(KroneckerOptimizer):
+class BlockTridiagonalKFAC(AdaptiveOptimizer):
     """P = F̂⁻¹V with F̂⁻¹ block-tridiagonal over the layers of a chain; v ← μv + νP; [W b] ← [W b] − ηv.
 
     Martens, Grosse: Optimizing neural networks with Kronecker-factored approximate curvature, 2015, section 4.3.
@@ -36,6 +41,11 @@ class BlockTridiagonalKFAC(KroneckerOptimizer):
     without matrices of its own, and normalisation layers, whose vectors are updated by SGD with the same learning rate,
     momentum and weight decay; frozen layers only before the first or after the last trained one.
 
+    The paper's block-tridiagonal method sets the length of its updates, their momentum and its dampings by the
+    quadratic model, with this P in the place of the block-diagonal one: ``rescale="alpha_and_momentum"``,
+    ``adaptive_damping``, ``adaptive_gamma`` and ``averaging``, as :class:`~kftune.optim.methods.kfac.KFAC` has them,
+    with λ = 150, lr = 1 and neither ``kl_clip`` nor ``momentum``. By default an update is −ηv as above instead.
+
     Args:
         model: the network.
         lr: learning rate η.
@@ -47,10 +57,27 @@ class BlockTridiagonalKFAC(KroneckerOptimizer):
         inverses_every: updates between two inversions; a multiple of ``statistics_every``.
         warmup_updates: both periods grow with the number k of updates done, as 1 + k // ``warmup_updates``, until they
             are what the arguments say. 0 for no warm-up.
+        warmup_schedule: ``growing``, as said; or ``first_updates``: what is periodic is done in the first
+            ``warmup_updates``
+            updates, and then in the k-th where k is a multiple of its period (Martens, Grosse 2015, algorithm 2, with 3
+            and 20).
         kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
+        clip_fallback: whether parameters that SGD updates count in the clip, and are shortened with the rest.
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
+        decoupled_weight_decay: θ ← (1 − η·weight_decay)θ before the update instead, outside preconditioner, momentum
+            and clip.
+        damped_weight_decay: damping by λ + weight_decay, as of the objective's curvature F + weight_decay·I (Martens,
+            Grosse 2015, section 6.3). False damps by λ alone, as many programs do: a weight that no gradient reaches
+            then moves by η·weight_decay/λ times itself, and grows where that is above 2.
+        rescale: ``none``; ``alpha``, with μ = 0; or ``alpha_and_momentum``: as K-FAC's, and so the six below.
+        adaptive_damping: λ follows the reduction of the objective.
+        damping_every: T₁, updates between two changes of λ.
+        damped_reduction: whether the model that λ goes by contains λ.
+        adaptive_gamma: γ in the place of √λ in the factors' damping follows the quadratic model.
+        gamma_every: T₂, least number of updates between two changes of γ.
+        averaging: weight on the old average of the iterates, which is what is evaluated; 0 for no average.
         likelihood: the model's predictive distribution.
         seed: of the drawn labels.
 
@@ -61,6 +88,19 @@ class BlockTridiagonalKFAC(KroneckerOptimizer):
 
     needs_rows = True
     distributed = True
+    layer_shapes: ClassVar[dict[str, str]] = {
+        **AdaptiveOptimizer.layer_shapes,
+        "input_cross": "An",
+        "gradient_cross": "Gn",
+        "A_regression": "An",
+        "G_regression": "Gn",
+        "A_basis": "AA",
+        "G_basis": "GG",
+        "A_values": "A",
+        "G_values": "G",
+        "A_inverse": "AA",
+        "G_inverse": "GG",
+    }
 
     def __init__(
         self,
@@ -73,13 +113,38 @@ class BlockTridiagonalKFAC(KroneckerOptimizer):
         statistics_every: int = 10,
         inverses_every: int = 100,
         warmup_updates: int = 10,
+        warmup_schedule: Warmup = "growing",
         kl_clip: float | None = 1e-3,
+        clip_fallback: bool = False,
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        damped_weight_decay: bool = True,
+        rescale: Rescale = "none",
+        adaptive_damping: bool = False,
+        damping_every: int = 5,
+        damped_reduction: bool = True,
+        adaptive_gamma: bool = False,
+        gamma_every: int = 20,
+        averaging: float = 0.0,
         likelihood: Likelihood,
         seed: int = 0,
     ) -> None:
+        options = AdaptiveOptions(
+            rescale=rescale,
+            adaptive_damping=adaptive_damping,
+            damping_every=damping_every,
+            damped_reduction=damped_reduction,
+            adaptive_gamma=adaptive_gamma,
+            gamma_every=gamma_every,
+            gamma_at_multiples=warmup_schedule == "first_updates",
+        )
+        options.check(
+            {"kl_clip": kl_clip, "momentum": momentum, "nesterov": nesterov},
+            "factored",
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
         super().__init__(
             model,
             lr=lr,
@@ -89,14 +154,20 @@ class BlockTridiagonalKFAC(KroneckerOptimizer):
             statistics_every=statistics_every,
             inverses_every=inverses_every,
             warmup_updates=warmup_updates,
+            warmup_schedule=warmup_schedule,
             kl_clip=kl_clip,
+            clip_fallback=clip_fallback,
             momentum=momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            damped_weight_decay=damped_weight_decay,
             weight_sharing="expand",
             likelihood=likelihood,
             seed=seed,
             treatment="block-tridiagonal Kronecker-factored",
+            options=options,
+            averaging=averaging,
         )
         self._linear = Capture(self._modules_with_matrices(model))
         self._calls: list[str] = []
@@ -136,9 +207,11 @@ class BlockTridiagonalKFAC(KroneckerOptimizer):
     def _forward_backward(self, closure: Closure) -> tuple[Tensor, int]:
         if not self._statistics_due():
             return super()._forward_backward(closure)
-        self._calls = []
+        self._calls, first = [], True
 
         def watched() -> tuple[Tensor, Tensor]:
+            if not first:  # run again, for the quadratic model
+                return closure()
             with self._linear.recording(lambda name, a, s: self._calls.append(name)):
                 loss, output = closure()
             self._output = output.grad_fn
@@ -147,6 +220,7 @@ class BlockTridiagonalKFAC(KroneckerOptimizer):
         try:
             return super()._forward_backward(watched)
         finally:
+            first = False
             self._output = None  # the graph must not outlive the update
 
     def _take_rows(self, uses: Sequence[Use], gradients: Sequence[Tensor | None], n_examples: int) -> None:
@@ -212,25 +286,29 @@ class BlockTridiagonalKFAC(KroneckerOptimizer):
 
     # The update.
 
-    def _average_statistics(self, decay: float) -> None:
+    def _average_statistics(self, decay: Decay) -> None:
         super()._average_statistics(decay)
         for key, crosses in self._crosses.items():
             self._average(key, crosses, decay)
         self._crosses = {}
 
-    def _invert(self) -> None:
+    def _make_preconditioners(self) -> dict[str, Preconditioner]:
+        """Layer → its :class:`Link`, or the :class:`End`."""
         chain, dampings = self._chain or [], self._dampings()
         if not chain:
-            return
+            return {}
         states = [self._layer_state[name] for name in chain]
         moments = [
             Moments(name, state["input_covariance"], state["gradient_covariance"], dampings[name])
             for name, state in zip(chain, states, strict=True)
         ]
         links, end = invert(moments, [Cross(state["input_cross"], state["gradient_cross"]) for state in states[:-1]])
-        for state, link in zip(states, links, strict=False):
-            state.update(link._asdict())
-        states[-1].update(end._asdict())
+        parts = [*(link._asdict() for link in links), end._asdict()]
+        return dict(zip(chain, parts, strict=True))
+
+    def _install(self, preconditioners: Mapping[str, Preconditioner]) -> None:
+        for name, parts in preconditioners.items():
+            self._layer_state[name].update(parts)
 
     def _is_inverted(self, name: str) -> bool:
         return "A_basis" in self._layer_state[name] or "A_inverse" in self._layer_state[name]
@@ -264,14 +342,15 @@ def _no_chain(name: str, why: str) -> str:
 
 def _of_weight(layer: Layer, rows: Tensor) -> Tensor:
     """Rows in the type of the layer's weight: under autocast, inputs and gradients of neighbours can be of two."""
-    return rows.to(layer.weight.dtype)
+    return rows.to(layer.dtype)
 
 
 def _add_crosses(sums: dict[str, Tensor], chain: Sequence[str], rows: Sequence[Tensor]) -> None:
     """Add Σ x_i x_{i+1}ᵀ over examples to the sum of every layer of the chain but the last."""
     flat = [own.flatten(0, 1) for own in rows]
     for name, (x, following) in zip(chain, pairwise(flat), strict=False):
-        new = x.T @ following
+        dtype = widest((x, following))
+        new = x.T.to(dtype) @ following.to(dtype)
         sums[name] = sums[name] + new if name in sums else new
 
 
@@ -301,6 +380,9 @@ ENTRIES = (
             ({"statistics_every": 10, "inverses_every": 15}, "inverses_every must be a multiple of statistics_every"),
             ({"kl_clip": 0.0}, "kl_clip must be in (0, inf), got 0.0"),
             ({"momentum": 1.0}, "momentum must be in [0, 1), got 1.0"),
+            ({"rescale": "alpha"}, "it needs kl_clip=None, momentum=0 and nesterov=False, got kl_clip=0.001"),
+            ({"adaptive_gamma": True}, "adaptive_gamma needs rescale='alpha' or 'alpha_and_momentum', got 'none'"),
+            ({"averaging": 1.0}, "averaging must be in [0, 1), got 1.0"),
         ),
         deterministic={"fisher": "exact"},
         kl_clip=True,

@@ -16,6 +16,7 @@ from kftune.optim.curvature.likelihoods import Likelihood
 from kftune.optim.entry import OptimizerEntry
 from kftune.optim.interface import ModelOptimizer
 from kftune.optim.linalg.finite import all_finite
+from kftune.optim.states import Kept
 from kftune.optim.updates.adam import adamw_step
 from kftune.optim.updates.momentum import can_fuse
 from kftune.space import Float, Int, Space
@@ -63,7 +64,7 @@ class Muon(ModelOptimizer):
         adamw_beta1: decay of AdamW's gradient average, in [0, 1).
         adamw_beta2: decay of its squared gradients' average, in [0, 1).
         adamw_eps: added to the root of the latter.
-        likelihood: not used; every optimizer of kftune takes it.
+        likelihood: the model's predictive distribution, only to check the shape of its output; None for any.
         seed: not used; every optimizer of kftune takes it.
 
     Raises:
@@ -119,7 +120,7 @@ class Muon(ModelOptimizer):
             # torch moves a loaded "step" to the parameter's device for groups that say so.
             "fused": can_fuse(list(model.parameters())),
         }
-        super().__init__(model, defaults)
+        super().__init__(model, defaults, likelihood=likelihood)
         self._matrices = find_matrices(model, matrices)
         self._coefficients, self._ns_steps, self._eps = ns_coefficients, ns_steps, eps
         self._adjust_lr_fn: AdjustLr = adjust_lr_fn
@@ -183,6 +184,13 @@ class Muon(ModelOptimizer):
             weight_decay=group["weight_decay"],
             fused=group["fused"],
         )
+
+    def _kept_as(self, parameter: nn.Parameter, key: str, value: Tensor) -> Kept | None:
+        if (parameter in self._matrices) != (key == "momentum_buffer"):
+            return None
+        if key == "momentum_buffer":
+            return Kept(tuple(parameter.flatten(1).shape), parameter.dtype)
+        return super()._kept_as(parameter, key, value)
 
     def coverage(self) -> dict[str, str]:
         """Parameter name → ``"Muon"``, ``"AdamW"`` or ``"frozen"``."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from kftune.errors import CurvatureError, DivergenceError
 from kftune.optim.checks import check_count
 from kftune.optim.costs.layerwise import natural_gradient_floor
 from kftune.optim.curvature.example_gradients import ExampleGradients, ExampleGradientsSum, from_tensors
@@ -15,7 +17,7 @@ from kftune.optim.curvature.rows import Rows
 from kftune.optim.entry import OptimizerEntry
 from kftune.optim.interface import Closure
 from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned
-from kftune.optim.preconditioning.woodbury import factorize, solve
+from kftune.optim.preconditioning.woodbury import Blocks, factorize, is_rounding, solve
 from kftune.space import Float, Int, Space
 
 
@@ -37,23 +39,39 @@ class NaturalGradient(KroneckerOptimizer):
         model: the network.
         lr: learning rate η.
         damping: λ, in units of the curvature of the per-example loss; a change counts from the next renewal of F.
+            Where a gradient is in the span of F's examples and λ so small that P would be its rounding divided by λ,
+            the update is refused (in float32 below about 1e-7 of the curvature).
         block_diagonal: take gradients of different layers for uncorrelated, so that every layer has its own system.
         fisher: ``mc`` (a label drawn from the model per example), ``exact`` (one pass per output), ``empirical`` (the
             training labels, no pass of its own) or ``permuted`` (the batch's predictions, dealt out at random).
         fisher_examples: F is made of the first so many examples of an update's batch; None for all of them.
         inverses_every: updates between two renewals of F. What it is made of is kept meanwhile, and saved.
         kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
+        clip_fallback: whether parameters that SGD updates count in the clip, and are shortened with the rest.
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
+        decoupled_weight_decay: θ ← (1 − η·weight_decay)θ before the update instead, outside preconditioner, momentum
+            and clip.
+        damped_weight_decay: damping by λ + weight_decay, as of the objective's curvature F + weight_decay·I (Martens,
+            Grosse 2015, section 6.3). False damps by λ alone, as many programs do: a weight that no gradient reaches
+            then moves by η·weight_decay/λ times itself, and grows where that is above 2.
         likelihood: the model's predictive distribution.
         seed: of the drawn labels.
 
     Raises:
         ValueError: an invalid hyperparameter.
+        CurvatureError: from a step, before parameters change: the damping is too small for the numbers' precision.
     """
 
     needs_rows = True
+    layer_shapes: ClassVar[dict[str, str]] = {
+        "matrices": "nnGA",
+        "inputs": "nnA",
+        "gradients": "nnnG",
+        "damping": "",
+        "cholesky": "nn",
+    }
 
     def __init__(
         self,
@@ -66,9 +84,12 @@ class NaturalGradient(KroneckerOptimizer):
         fisher_examples: int | None = None,
         inverses_every: int = 1,
         kl_clip: float | None = 1e-3,
+        clip_fallback: bool = False,
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        damped_weight_decay: bool = True,
         likelihood: Likelihood,
         seed: int = 0,
     ) -> None:
@@ -85,9 +106,12 @@ class NaturalGradient(KroneckerOptimizer):
             inverses_every=inverses_every,
             warmup_updates=0,
             kl_clip=kl_clip,
+            clip_fallback=clip_fallback,
             momentum=momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            damped_weight_decay=damped_weight_decay,
             weight_sharing="expand",
             likelihood=likelihood,
             seed=seed,
@@ -96,6 +120,7 @@ class NaturalGradient(KroneckerOptimizer):
         self._block_diagonal, self._fisher_examples = block_diagonal, fisher_examples
         self._gathered = self._new_gathered()
         self._cholesky: Tensor | None = None  # of all layers together
+        self._lost: list[Tensor] = []  # whether solutions of this update are rounding
 
     # The Fisher's examples.
 
@@ -128,7 +153,8 @@ class NaturalGradient(KroneckerOptimizer):
             found, dampings = self._gathered.result(), self._dampings()
             self._layer_state = {name: {} for name in self._layers}
             for name, examples in found.items():
-                damping = self._layers[name].weight.new_full((), dampings[name])
+                layer = self._layers[name]
+                damping = layer.weight.new_full((), dampings[name], dtype=layer.dtype)
                 self._layer_state[name] = examples.tensors | {"damping": damping}
 
     # The solve.
@@ -152,14 +178,38 @@ class NaturalGradient(KroneckerOptimizer):
 
     def _precondition(self, gradients: Mapping[nn.Parameter, Tensor]) -> dict[str, Preconditioned]:
         blocks = self._blocks()
+        self._lost = []
         V = {name: self._layers[name].join(gradients) for name in self._layers_with_gradient() if name in blocks}
         found: dict[str, Tensor] = {}
         if self._cholesky is not None:
             found = solve(blocks, self._cholesky, V)
+            self._see_rounding(blocks, V, found)
         else:
             for name, own in V.items():
-                found |= solve({name: blocks[name]}, self._layer_state[name]["cholesky"], {name: own})
+                block = {name: blocks[name]}
+                found |= solve(block, self._layer_state[name]["cholesky"], {name: own})
+                self._see_rounding(block, {name: own}, found)
         return {name: Preconditioned(P) for name, P in found.items()}
+
+    def _see_rounding(self, system: Blocks, gradients: Mapping[str, Tensor], solutions: Mapping[str, Tensor]) -> None:
+        """Have the next check refuse a solution that is nothing but rounding; the host does not wait for this."""
+        if gradients:
+            lost = is_rounding(system, gradients, solutions)
+            self._lost.append(lost)
+            nan = torch.full((), torch.nan, dtype=torch.float64, device=lost.device)
+            self._suspects[f"solution {len(self._lost)}"] = torch.where(lost, nan, torch.zeros_like(nan)).view(1)
+
+    def _check_directions(self, directions: Iterable[Tensor]) -> None:
+        try:
+            super()._check_directions(directions)
+        except DivergenceError as error:
+            if any(bool(lost) for lost in self._lost):
+                dampings = ", ".join(f"{value:g}" for value in sorted(set(self._dampings().values())))
+                raise CurvatureError(
+                    f"the damping {dampings} is too small: all that this update's solution would be is the gradient's "
+                    "rounding, divided by it; the parameters are unchanged"
+                ) from error
+            raise
 
     # State.
 

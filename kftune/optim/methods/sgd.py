@@ -21,7 +21,8 @@ class SGD(ModelOptimizer):
         momentum: μ, in [0, 1).
         nesterov: whether to look ahead.
         weight_decay: ℓ2 coefficient, added to the gradient as weight_decay·θ.
-        likelihood: not used; every optimizer of kftune takes it.
+        decoupled_weight_decay: θ ← (1 − η·weight_decay)θ before the update instead, outside momentum.
+        likelihood: the model's predictive distribution, only to check the shape of its output; None for any.
         seed: not used; every optimizer of kftune takes it.
 
     Raises:
@@ -36,13 +37,16 @@ class SGD(ModelOptimizer):
         momentum: float = 0.9,
         nesterov: bool = True,
         weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
         likelihood: Likelihood | None = None,
         seed: int = 0,
     ) -> None:
         check_range("lr", lr)
         check_range("momentum", momentum, high=1.0)
         check_range("weight_decay", weight_decay)
-        super().__init__(model, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay})
+        defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+        defaults["decoupled_weight_decay"] = decoupled_weight_decay
+        super().__init__(model, defaults, likelihood=likelihood)
 
     def _update(self) -> None:
         with self.phases.phase("update"):

@@ -12,7 +12,7 @@ from kftune.optim.checks import check_choice, check_range
 from kftune.optim.costs.matrixwise import shampoo_floor
 from kftune.optim.curvature.likelihoods import Likelihood
 from kftune.optim.entry import OptimizerEntry
-from kftune.optim.matrixwise.optimizer import MatrixwiseOptimizer, multiply
+from kftune.optim.matrixwise.optimizer import Dimensions, MatrixwiseOptimizer, Side, along_dimensions, dimension_of
 from kftune.optim.matrixwise.roots import inverse_roots
 from kftune.optim.updates.adam import adam_directions, adam_state
 from kftune.space import Float, Int, Space
@@ -47,8 +47,12 @@ class Shampoo(MatrixwiseOptimizer):
         grafting: D is Adam's direction (``adam``), M̂ (``sgd``), or P's own length is kept (``none``).
         max_dimension: the longest side that gets a factor; 0 for none.
         precondition_1d: whether vectors are preconditioned too, as matrices of one column.
+        dimensions: ``matrix``, as said; ``each``: of k > 2 dimensions every one has its own factor, with the exponent
+            −1/(2k), as in the 2018 paper (algorithm 2); ``merged``, distributed Shampoo's ``merge_small_dims``:
+            neighbouring dimensions, from the first on, are one where their product is at most ``max_dimension``
+            (matrices, too, can become a vector).
         weight_decay: decoupled.
-        likelihood: not used; every optimizer of kftune takes it.
+        likelihood: the model's predictive distribution, only to check the shape of its output; None for any.
         seed: not used; every optimizer of kftune takes it.
 
     Raises:
@@ -69,12 +73,14 @@ class Shampoo(MatrixwiseOptimizer):
         grafting: Grafting = "adam",
         max_dimension: int = 8192,
         precondition_1d: bool = False,
+        dimensions: Dimensions = "matrix",
         weight_decay: float = 0.0,
         likelihood: Likelihood | None = None,
         seed: int = 0,
     ) -> None:
         check_range("damping", damping, low_in=False)
         check_choice("grafting", grafting, ("adam", "sgd", "none"))
+        self._grafting: Grafting = grafting
         super().__init__(
             model,
             {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay},
@@ -82,13 +88,17 @@ class Shampoo(MatrixwiseOptimizer):
             inverses_every=inverses_every,
             max_dimension=max_dimension,
             precondition_1d=precondition_1d,
+            likelihood=likelihood,
+            dimensions=dimensions,
             treatment="Shampoo",
             fallback="SGD" if grafting == "sgd" else "AdamW",
         )
-        if grafting == "sgd":  # vectors too, as matrices without a factor
-            self._sides = dict.fromkeys(self._names, ()) | self._sides
         self._damping = damping
-        self._grafting: Grafting = grafting
+
+    def _sides_of(self, parameter: nn.Parameter) -> tuple[Side, ...] | None:
+        sides = super()._sides_of(parameter)
+        # Vectors too, as matrices without a factor.
+        return () if sides is None and self._grafting == "sgd" else sides
 
     def _new_state(self, gradient: Tensor) -> dict[str, Any]:
         return adam_state(gradient) if self._grafting == "adam" else {"exp_avg": torch.zeros_like(gradient)}
@@ -125,7 +135,7 @@ class Shampoo(MatrixwiseOptimizer):
         """Parameter → (M̂, of any length where it will be grafted; D)."""
         grafts: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}
         for group, own in self._by_group(gradients):
-            states = [self.state[p] for p in own]
+            states = self._copied_averages(own)
             given = [gradients[p] for p in own]
             averages = [state["exp_avg"] for state in states]
             if self._grafting == "adam":
@@ -143,10 +153,12 @@ class Shampoo(MatrixwiseOptimizer):
 
     def _precondition(self, parameter: nn.Parameter, graft: tuple[Tensor, Tensor]) -> Tensor:
         M, D = graft
-        left, right = (self.state[parameter].get(f"{side}_root") for side in ("left", "right"))
-        if left is None and right is None:
+        sides = {dimension_of(side): self.state[parameter].get(f"{side}_root") for side in self._sides[parameter]}
+        # Transposed, they come to stand on the right of a matrix as they are.
+        roots = {i: root.T if i == 1 else root for i, root in sides.items() if root is not None}
+        if not roots:
             return D
-        P = multiply(left, M, right)
+        P = along_dimensions(M, roots)
         if self._grafting == "none":
             return P
         return P.mul_(D.norm() / P.norm().clamp(min=torch.finfo(P.dtype).tiny))
@@ -181,6 +193,7 @@ ENTRIES = (
             ({"inverses_every": 0}, "inverses_every must be a whole number of at least 1, got 0"),
             ({"grafting": "rmsprop"}, "grafting must be one of adam, sgd, none, got 'rmsprop'"),
             ({"max_dimension": -1}, "max_dimension must be a whole number of at least 0, got -1"),
+            ({"dimensions": "all"}, "dimensions must be one of matrix, each, merged, got 'all'"),
             ({"weight_decay": -0.1}, "weight_decay must be in [0, inf)"),
         ),
         floor=shampoo_floor,

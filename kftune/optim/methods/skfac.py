@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
 
@@ -20,7 +20,8 @@ from kftune.optim.entry import OptimizerEntry
 from kftune.optim.linalg.products import product
 from kftune.optim.preconditioning.damping import split_by_means
 from kftune.optim.preconditioning.gram_sides import Side, apply, flops_of_a_row, make_sides, reduced
-from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned
+from kftune.optim.preconditioning.kronecker import KroneckerOptimizer, Preconditioned, Warmup
+from kftune.optim.updates.averages import Decay
 from kftune.space import Float, Int, Space
 
 RowDampingMethod: TypeAlias = Literal["factored", "plain"]
@@ -51,10 +52,20 @@ class SKFAC(KroneckerOptimizer):
         inverses_every: updates between two batches whose A and G are used.
         warmup_updates: the period grows with the number k of updates done, as 1 + k // ``warmup_updates``, until it is
             what the argument says. 0 for no warm-up.
+        warmup_schedule: ``growing``, as said; or ``first_updates``: what is periodic is done in the first
+            ``warmup_updates``
+            updates, and then in the k-th where k is a multiple of its period (Martens, Grosse 2015, algorithm 2, with 3
+            and 20).
         kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
+        clip_fallback: whether parameters that SGD updates count in the clip, and are shortened with the rest.
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
+        decoupled_weight_decay: θ ← (1 − η·weight_decay)θ before the update instead, outside preconditioner, momentum
+            and clip.
+        damped_weight_decay: damping by λ + weight_decay, as of the objective's curvature F + weight_decay·I (Martens,
+            Grosse 2015, section 6.3). False damps by λ alone, as many programs do: a weight that no gradient reaches
+            then moves by η·weight_decay/λ times itself, and grows where that is above 2.
         weight_sharing: positions of sequences and images: ``reduce`` has one row for an example (the paper reduces a
             convolution's positions too), ``expand`` one for every position; see
             :data:`kftune.optim.curvature.statistics.WeightSharing`.
@@ -67,6 +78,21 @@ class SKFAC(KroneckerOptimizer):
 
     _statistics: RowStatistics
 
+    layer_shapes: ClassVar[dict[str, str]] = {
+        "input_inverse": "AA",
+        "input_cholesky": "AA",
+        "input_rows": "nA",
+        "input_solved": "nA",
+        "input_gram_cholesky": "nn",
+        "input_damping": "",
+        "gradient_inverse": "GG",
+        "gradient_cholesky": "GG",
+        "gradient_rows": "nG",
+        "gradient_solved": "nG",
+        "gradient_gram_cholesky": "nn",
+        "gradient_damping": "",
+    }
+
     def __init__(
         self,
         model: nn.Module,
@@ -77,10 +103,14 @@ class SKFAC(KroneckerOptimizer):
         fisher: Fisher = "mc",
         inverses_every: int = 10,
         warmup_updates: int = 10,
+        warmup_schedule: Warmup = "growing",
         kl_clip: float | None = 1e-3,
+        clip_fallback: bool = False,
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        damped_weight_decay: bool = True,
         weight_sharing: WeightSharing = "reduce",
         likelihood: Likelihood,
         seed: int = 0,
@@ -96,10 +126,14 @@ class SKFAC(KroneckerOptimizer):
             statistics_every=inverses_every,
             inverses_every=inverses_every,
             warmup_updates=warmup_updates,
+            warmup_schedule=warmup_schedule,
             kl_clip=kl_clip,
+            clip_fallback=clip_fallback,
             momentum=momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            damped_weight_decay=damped_weight_decay,
             weight_sharing=weight_sharing,
             likelihood=likelihood,
             seed=seed,
@@ -122,7 +156,7 @@ class SKFAC(KroneckerOptimizer):
     def _close_statistics(self) -> None:
         """Rows are checked as they are used, in :meth:`_invert`."""
 
-    def _average_statistics(self, decay: float) -> None:
+    def _average_statistics(self, decay: Decay) -> None:
         """There is nothing to average: :meth:`_invert` takes the batch's rows."""
         self._check_gathered()
 

@@ -18,6 +18,8 @@ from kftune.optim.curvature.thin import flat
 from kftune.optim.entry import OptimizerEntry
 from kftune.optim.methods.kfac import KFAC
 from kftune.optim.preconditioning.coarse import (
+    COARSE_MEANS,
+    CoarseMean,
     CoarseSums,
     Map,
     Moments,
@@ -26,10 +28,13 @@ from kftune.optim.preconditioning.coarse import (
     damped_inverse,
     input_sums,
     join,
+    moments_of,
     output_sums,
 )
 from kftune.optim.preconditioning.damping import DampingMethod
-from kftune.optim.preconditioning.kronecker import Preconditioned
+from kftune.optim.preconditioning.kronecker import Preconditioned, Warmup
+from kftune.optim.states import check_shape
+from kftune.optim.updates.averages import Decay
 from kftune.space import Float, Int, Space
 
 CoarseDamping: TypeAlias = Literal["identity", "sizes"]
@@ -46,7 +51,9 @@ class TwoLevelKFAC(KFAC):
     a layer. The KL clip scales the sum of both levels.
 
     With ``weight_sharing="expand"``, layers of different numbers of positions are compared where their grids meet, and
-    all the less coupled the more their resolutions differ; ``"reduce"`` has one position per layer and couples all.
+    all the less coupled the more their resolutions differ: with R the rows of a layer, [S_A]_ij = Σα_iα_j/√(R_iR_j),
+    for the sake of a positive semi-definite F_c, where the paper's equation 7 has a mean over the common positions
+    (``coarse_mean="common_positions"``). ``"reduce"`` has one position per layer and couples all.
 
     The logits' gradient p − e of a softmax adds up to 0, so the last layer of a classifier has no part in the coarse
     problem (c_i = 0).
@@ -61,6 +68,9 @@ class TwoLevelKFAC(KFAC):
         coarse_weight: ω₂, of the correction; 0 is K-FAC.
         coarse_damping: ``identity`` adds λ to the diagonal of F_c, as in the paper; ``sizes`` adds λn_i for n_i
             parameters in layer i, what λI on all parameters is on the coarse space.
+        coarse_mean: of layers of unlike numbers of positions: ``own_positions`` divides the sum over their common
+            positions by √(R_iR_j), R their rows; ``common_positions`` by the common ones, as the paper does. That can
+            make F_c indefinite, also where grids are nested; negative eigenvalues are taken as 0.
         fisher: ``mc`` (a label drawn from the model per example), ``exact`` (one pass per output), ``empirical`` (the
             training labels, no pass of its own) or ``permuted`` (the batch's predictions, dealt out at random).
         factor_decay: weight on the old A, G, S_A and S_G, in [0, 1]; 0 uses the last statistics alone.
@@ -68,11 +78,21 @@ class TwoLevelKFAC(KFAC):
         inverses_every: updates between two inversions, of both levels; a multiple of ``statistics_every``.
         warmup_updates: both periods grow with the number k of updates done, as 1 + k // ``warmup_updates``, until they
             are what the arguments say. 0 for no warm-up.
+        warmup_schedule: ``growing``, as said; or ``first_updates``: what is periodic is done in the first
+            ``warmup_updates``
+            updates, and then in the k-th where k is a multiple of its period (Martens, Grosse 2015, algorithm 2, with 3
+            and 20).
         kl_clip: κ of ν = min(1, √(κ/(η²Σ|⟨P, V⟩|))), the paper's equation 10, the learning rate inside; None for no
             clip.
+        clip_fallback: whether parameters that SGD updates count in the clip, and are shortened with the rest.
         momentum: μ, in [0, 1), applied after the clip.
         nesterov: θ ← θ − η(P + μv) instead.
         weight_decay: ℓ2 coefficient, added to the gradient before it is preconditioned.
+        decoupled_weight_decay: θ ← (1 − η·weight_decay)θ before the update instead, outside preconditioner, momentum
+            and clip.
+        damped_weight_decay: damping by λ + weight_decay, as of the objective's curvature F + weight_decay·I (Martens,
+            Grosse 2015, section 6.3). False damps by λ alone, as many programs do: a weight that no gradient reaches
+            then moves by η·weight_decay/λ times itself, and grows where that is above 2.
         weight_sharing: positions of sequences and images, as ``expand`` or ``reduce``; see
             :data:`kftune.optim.curvature.statistics.WeightSharing`.
         likelihood: the model's predictive distribution.
@@ -95,15 +115,20 @@ class TwoLevelKFAC(KFAC):
         fine_weight: float = 1.0,
         coarse_weight: float = 1.0,
         coarse_damping: CoarseDamping = "identity",
+        coarse_mean: CoarseMean = "own_positions",
         fisher: Fisher = "mc",
         factor_decay: float = 0.95,
         statistics_every: int = 10,
         inverses_every: int = 100,
         warmup_updates: int = 10,
+        warmup_schedule: Warmup = "growing",
         kl_clip: float | None = 1e-3,
+        clip_fallback: bool = False,
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        damped_weight_decay: bool = True,
         weight_sharing: WeightSharing = "expand",
         likelihood: Likelihood,
         seed: int = 0,
@@ -111,6 +136,7 @@ class TwoLevelKFAC(KFAC):
         check_range("fine_weight", fine_weight)
         check_range("coarse_weight", coarse_weight)
         check_choice("coarse_damping", coarse_damping, COARSE_DAMPINGS)
+        check_choice("coarse_mean", coarse_mean, COARSE_MEANS)
         super().__init__(
             model,
             lr=lr,
@@ -121,10 +147,14 @@ class TwoLevelKFAC(KFAC):
             statistics_every=statistics_every,
             inverses_every=inverses_every,
             warmup_updates=warmup_updates,
+            warmup_schedule=warmup_schedule,
             kl_clip=kl_clip,
+            clip_fallback=clip_fallback,
             momentum=momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            damped_weight_decay=damped_weight_decay,
             weight_sharing=weight_sharing,
             likelihood=likelihood,
             seed=seed,
@@ -135,14 +165,18 @@ class TwoLevelKFAC(KFAC):
         self._input_moments: Moments | None = None
         self._gradient_moments: Moments | None = None
         self._coarse_inverse: Tensor | None = None
-        self._sums = CoarseSums(list(self._layers))
+        self._coarse_mean: CoarseMean = coarse_mean
+        self._sums = self._new_sums()
         self._moments: tuple[Moments, Moments] | None = None  # of this update
 
     # Gathering.
 
     def _begin(self) -> None:
         super()._begin()
-        self._sums = CoarseSums(list(self._layers))
+        self._sums = self._new_sums()
+
+    def _new_sums(self) -> CoarseSums:
+        return CoarseSums(list(self._layers), self._coarse_mean)
 
     def _take_rows(self, uses: Sequence[Use], gradients: Sequence[Tensor | None], n_examples: int) -> None:
         if not self._covariances_due():
@@ -180,12 +214,12 @@ class TwoLevelKFAC(KFAC):
 
     # The update.
 
-    def _average_statistics(self, decay: float) -> None:
+    def _average_statistics(self, decay: Decay) -> None:
         super()._average_statistics(decay)
         moments, self._moments = self._moments, None
         if moments is not None:
-            self._input_moments = average(self._input_moments, moments[0], decay)
-            self._gradient_moments = average(self._gradient_moments, moments[1], decay)
+            self._input_moments = average(self._input_moments, moments[0], self._factor_decay)
+            self._gradient_moments = average(self._gradient_moments, moments[1], self._factor_decay)
 
     def _invert(self) -> None:
         super()._invert()
@@ -216,7 +250,7 @@ class TwoLevelKFAC(KFAC):
             inputs, own = flat(self._gradient_rows[name])
             return inputs.sum(dim=1) @ own.sum(dim=1) / len(self._gradient_rows[name].inputs)
         layer = self._layers[name]
-        return torch.stack([gradients[p][layer.outputs].sum() for p in layer.parameters]).sum()
+        return torch.stack([gradients[p][layer.outputs].sum(dtype=layer.dtype) for p in layer.parameters]).sum()
 
     def _corrections(self, inverse: Tensor, totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Layer → c_i; layers without gradient count as V = 0."""
@@ -234,16 +268,35 @@ class TwoLevelKFAC(KFAC):
             "coarse_inverse": self._coarse_inverse,
         }
 
+    def _check_extra_state(self, extra: dict[str, Any]) -> None:
+        super()._check_extra_state(extra)
+        n = len(self._layers)
+        for side, own in extra["coarse_moments"].items():
+            for part, tensor in (own or {}).items():
+                check_shape(f"coarse {part} of {side}", tensor.shape, (n, n))
+        if extra["coarse_inverse"] is not None:
+            check_shape("coarse inverse", extra["coarse_inverse"].shape, (n, n))
+
     def _load_extra_state(self, extra: dict[str, Any]) -> None:
         super()._load_extra_state(extra)
+        place = {
+            name: i for i, name in enumerate(extra["layers"])
+        }  # of a layer's row; the model's order may be another
+        order = [place[name] for name in self._layers]
         device = next(iter(self._layers.values())).weight.device if self._layers else None
+
+        def own_order(matrix: Tensor) -> Tensor:
+            return matrix[order][:, order].to(device)
+
         loaded = {
-            key: None if own is None else Moments(**{part: tensor.to(device) for part, tensor in own.items()})
+            key: None
+            if own is None
+            else moments_of({part: own_order(tensor) for part, tensor in own.items()}, extra["n_statistics"], device)
             for key, own in extra["coarse_moments"].items()
         }
         self._input_moments, self._gradient_moments = loaded["inputs"], loaded["gradients"]
         inverse = extra["coarse_inverse"]
-        self._coarse_inverse = None if inverse is None else inverse.to(device)
+        self._coarse_inverse = None if inverse is None else own_order(inverse)
 
 
 ENTRIES = (
@@ -271,6 +324,7 @@ ENTRIES = (
             ({"fine_weight": -1.0}, "fine_weight must be in [0, inf), got -1.0"),
             ({"coarse_weight": -0.5}, "coarse_weight must be in [0, inf), got -0.5"),
             ({"coarse_damping": "none"}, "coarse_damping must be one of identity, sizes, got 'none'"),
+            ({"coarse_mean": "paper"}, "coarse_mean must be one of own_positions, common_positions, got 'paper'"),
             ({"fisher": "true"}, "fisher must be one of mc, exact, empirical, permuted, got 'true'"),
             ({"statistics_every": 10, "inverses_every": 15}, "inverses_every must be a multiple of statistics_every"),
             ({"kl_clip": 0.0}, "kl_clip must be in (0, inf), got 0.0"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kftune.optim.interface import ModelOptimizer
+from kftune.optim.interface import ModelOptimizer, StepHook
+from kftune.optim.states import Kept
 
 
 class TorchOptimizer(ModelOptimizer):
@@ -26,6 +27,8 @@ class TorchOptimizer(ModelOptimizer):
     Raises:
         ValueError: ``optimizer`` needs a closure in its ``step``, or has parameters that are not the model's.
     """
+
+    takes_complex = True
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         check_step(type(optimizer))
@@ -53,6 +56,10 @@ class TorchOptimizer(ModelOptimizer):
     def _gradient_holders(self) -> list[Tensor]:
         return list(self._names)
 
+    def _step_hooks(self) -> tuple[list[StepHook], list[StepHook]]:
+        # Those of all optimizers run when the wrapped one steps.
+        return [*self._optimizer_step_pre_hooks.values()], [*self._optimizer_step_post_hooks.values()]
+
     def _update(self) -> None:
         with self.phases.phase("update"):
             self._wrapped.step()
@@ -66,30 +73,36 @@ class TorchOptimizer(ModelOptimizer):
             for p, name in self._names.items()
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        """The wrapped optimizer's, as :meth:`ModelOptimizer.state_dict` says."""
-        return {**super().state_dict(), **self._wrapped.state_dict()}
+    # State.
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As :meth:`ModelOptimizer.load_state_dict`; the wrapped optimizer loads its own."""
+    def _parameter_names(self) -> list[list[str]]:
+        return [[self._names[p] for p in group["params"]] for group in self.param_groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The wrapped optimizer's with the parameters' names, as :meth:`ModelOptimizer.state_dict` says."""
+        state = {**super().state_dict(), **copy.deepcopy(self._wrapped.state_dict())}
+        groups = zip(state["param_groups"], self._parameter_names(), strict=True)
+        return state | {"param_groups": [group | {"param_names": names} for group, names in groups]}
+
+    def _kept_as(self, parameter: nn.Parameter, key: str, value: Tensor) -> Kept:
+        # What others keep can have any shape; what torch's keep is a number, or broadcasts to the parameter's shape.
+        is_torchs = type(self._wrapped).__module__.startswith("torch.optim")
+        if not is_torchs or value.ndim != parameter.ndim:
+            return Kept(None, value.dtype)
+        shape = (1 if n == 1 else m for n, m in zip(value.shape, parameter.shape, strict=True))
+        return Kept(tuple(shape), value.dtype)
+
+    def _load_torch_state(self, state_dict: dict[str, Any]) -> None:
+        # Whoever wrapped an optimizer of unnamed parameters finds it so afterwards.
+        named = ["param_names" in group for group in self._wrapped.param_groups]
+        groups = [
+            group if has_names else {key: value for key, value in group.items() if key != "param_names"}
+            for group, has_names in zip(state_dict["param_groups"], named, strict=True)
+        ]
         try:
-            super().load_state_dict(state_dict)
-            own = copy.deepcopy({key: value for key, value in state_dict.items() if key != "extra"})
-            self._wrapped.load_state_dict(own)
+            self._wrapped.load_state_dict(state_dict | {"param_groups": groups})
         finally:
             self._share()
-        self._restore_types(own)
-
-    def _restore_types(self, saved: dict[str, Any]) -> None:
-        """torch casts every loaded tensor to its parameter's type; what was kept in another goes on in that one."""
-        numbers = [number for group in saved["param_groups"] for number in group["params"]]
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        for number, parameter in zip(numbers, parameters, strict=True):
-            state = self.state.get(parameter, {})
-            for key, value in saved["state"].get(number, {}).items():
-                loaded = state.get(key)
-                if isinstance(loaded, Tensor) and isinstance(value, Tensor) and loaded.dtype != value.dtype:
-                    state[key] = value.to(loaded.device)
 
 
 def check_step(cls: Callable[..., Any]) -> None:

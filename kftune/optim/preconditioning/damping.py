@@ -38,6 +38,18 @@ Preconditioner: TypeAlias = dict[str, Tensor]
 once, ``input_cholesky`` and ``gradient_cholesky``; or for ``exact`` ``input_values``, ``input_vectors``,
 ``gradient_values`` and ``gradient_vectors``."""
 
+PRECONDITIONER_SHAPES: Mapping[str, str] = {
+    "input_inverse": "AA",
+    "gradient_inverse": "GG",
+    "input_cholesky": "AA",
+    "gradient_cholesky": "GG",
+    "input_values": "A",
+    "input_vectors": "AA",
+    "gradient_values": "G",
+    "gradient_vectors": "GG",
+}
+"""Dimensions of its tensors, as in :attr:`~kftune.optim.preconditioning.layerwise.LayerwiseOptimizer.layer_shapes`."""
+
 
 def make_preconditioners(
     factors: Factors, damping: Mapping[str, float], method: DampingMethod, *, once: bool = False

@@ -35,3 +35,9 @@ def kl_clip_factor(
     # Terms that are small even without their signs need no clip, whatever their sum.
     judged = torch.isfinite(bound) & ((total > 0) | (bound <= kl_clip))
     return torch.where(judged, scale, torch.full_like(scale, torch.nan))
+
+
+def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """⟨V, V⟩ of tensors that are taken as they are; a scalar on the first one's device."""
+    norms = torch._foreach_norm(list(tensors))
+    return torch.stack([norm.to(norms[0]) for norm in norms]).square().sum()

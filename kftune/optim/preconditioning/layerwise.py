@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +15,15 @@ from kftune.errors import DivergenceError
 from kftune.optim.checks import check_choice
 from kftune.optim.curvature.gathering import Gatherer, Passage, Use, Wanted
 from kftune.optim.curvature.layers import Layer, split
-from kftune.optim.curvature.likelihoods import LIKELIHOODS, Fisher, Likelihood
+from kftune.optim.curvature.likelihoods import LIKELIHOODS, Fisher, GradientScale, Likelihood
 from kftune.optim.curvature.rows import Rows
 from kftune.optim.curvature.statistics import WEIGHT_SHARINGS, Statistics, WeightSharing
 from kftune.optim.curvature.thin import gradient
 from kftune.optim.distributed import mean_over_processes, process_group_of, rank_of
 from kftune.optim.interface import Closure, ModelOptimizer
 from kftune.optim.linalg.finite import all_finite
-from kftune.optim.updates.averages import lerped
+from kftune.optim.states import check_layers, check_shape, tensors_in
+from kftune.optim.updates.averages import Decay, lerped
 
 
 class LayerwiseOptimizer(ModelOptimizer):
@@ -48,6 +50,13 @@ class LayerwiseOptimizer(ModelOptimizer):
     needs_rows: ClassVar[bool] = False
     """Whether statistics updates report to :meth:`_add_rows`."""
 
+    gradient_scale: ClassVar[GradientScale] = "fisher"
+    """Of gradients towards labels; see :mod:`kftune.optim.curvature.likelihoods`."""
+
+    layer_shapes: ClassVar[dict[str, str]] = {"input_covariance": "AA", "gradient_covariance": "GG"}
+    """Tensor of ``self._layer_state[layer]`` → its dimensions, A for d_A, G for d_G and n for any number: a state is
+    loaded only where they are the layer's."""
+
     distributed: ClassVar[bool] = False
     """Whether every statistic goes through :meth:`_mean_over_processes`, so that DistributedDataParallel is exact."""
 
@@ -65,7 +74,7 @@ class LayerwiseOptimizer(ModelOptimizer):
     ) -> None:
         check_choice("likelihood", likelihood, LIKELIHOODS)
         check_choice("weight_sharing", weight_sharing, WEIGHT_SHARINGS)
-        super().__init__(model, defaults)
+        super().__init__(model, defaults, likelihood=likelihood)
         if any(isinstance(module, nn.DataParallel) and len(module.device_ids) > 1 for module in model.modules()):
             what = f"{type(self).__name__} cannot see into the copies that nn.DataParallel makes"
             raise ValueError(f"{what}: use DistributedDataParallel")
@@ -80,6 +89,7 @@ class LayerwiseOptimizer(ModelOptimizer):
             examples_first=weight_sharing == "reduce",
             seed=seed,
             process=rank_of(self._process_group),
+            scale=self.gradient_scale,
         )
         self._layers = self._gatherer.layers
         self._layer_state: dict[str, dict[str, Tensor]] = {name: {} for name in self._layers}
@@ -92,6 +102,7 @@ class LayerwiseOptimizer(ModelOptimizer):
         self._fisher = fisher
         self._n_updates = 0
         self._n_statistics = 0
+        self._n_averaged: dict[str, dict[str, int]] = {}  # key of an average → layer → its values so far
         self._treatment, self._fallback = treatment, fallback
 
     # What a subclass decides.
@@ -143,7 +154,7 @@ class LayerwiseOptimizer(ModelOptimizer):
         passage = self._gatherer.forward(closure, wanted, self.phases)
         unit = self._n_before + passage.n_examples
         if wanted is not None and self._fisher == "empirical":
-            self._statistics.set_gradient_scale(unit)
+            self._statistics.set_gradient_scale(unit * passage.label_scale)
         self._back_propagate(passage)
         if wanted is not None:
             self._gatherer.take_loss_gradients(passage, unit, wanted, self.phases)
@@ -160,11 +171,11 @@ class LayerwiseOptimizer(ModelOptimizer):
         """``.grad`` of the loss; of layers that prefer it, :attr:`_gradient_rows` instead."""
         # DistributedDataParallel reduces what goes into ``.grad``.
         can_choose = self._single and self._process_group is None
-        chosen = self._gatherer.can_stay_thin(passage, self._prefers_factors) if can_choose else set()
+        trained = dict.fromkeys(p for group in self.param_groups for p in group["params"] if p.requires_grad)
+        chosen = self._gatherer.can_stay_thin(passage, self._prefers_factors, trained) if can_choose else set()
         if not chosen:
             self._backward(passage.loss, passage.n_examples)
             return
-        trained = (p for group in self.param_groups for p in group["params"] if p.requires_grad)
         self._gradient_rows = self._gatherer.back_propagate_thin(passage, chosen, trained)
 
     def _form_gradients(self, names: Iterable[str]) -> None:
@@ -245,15 +256,32 @@ class LayerwiseOptimizer(ModelOptimizer):
         for name, tensor in tensors.items():
             self._suspects[f"the {what} of layer {name!r}"] = tensor.sum().view(1)  # not finite if an entry is not
 
-    def _average(self, key: str, news: dict[str, Tensor], decay: float) -> None:
-        """state[key] ← decay·state[key] + (1 − decay)·new, layer by layer; a layer's first value is taken as it is.
+    def _average(self, key: str, news: dict[str, Tensor], decay: Decay, n: int | None = None) -> None:
+        """state[key] ← decay(k)·state[key] + (1 − decay(k))·new for the k-th value of a layer, whose first is taken.
 
         The old tensors stay as they are, in case the update is refused; the new ones are used up.
+
+        Args:
+            key: of the average.
+            news: layer → new value.
+            decay: weight on the old value; k counts a layer's own values, it may have been used late or rarely.
+            n: values with these of a layer whose own were not counted, in a state of before; None for statistics.
         """
-        known = [name for name in news if key in self._layer_state[name]]
-        averages = lerped([self._layer_state[name][key] for name in known], [news[name] for name in known], 1 - decay)
-        for name, average in (news | dict(zip(known, averages, strict=True))).items():
-            self._layer_state[name][key] = average
+        counts = dict(self._n_averaged.get(key, {}))
+        by_count: dict[int, list[str]] = {}
+        for name in news:
+            before = (self._n_statistics if n is None else n) - 1 if key in self._layer_state[name] else 0
+            counts[name] = counts.get(name, before) + 1
+            by_count.setdefault(counts[name], []).append(name)
+        self._n_averaged = self._n_averaged | {key: counts}
+        for k, names in by_count.items():
+            known = [name for name in names if key in self._layer_state[name]]
+            olds = [self._layer_state[name][key] for name in known]
+            averages = lerped(olds, [news[name] for name in known], 1 - decay(k))
+            for name, average in (
+                {name: news[name] for name in names} | dict(zip(known, averages, strict=True))
+            ).items():
+                self._layer_state[name][key] = average
 
     def _groups(self) -> dict[nn.Parameter, dict[str, Any]]:
         """Parameter → its group."""
@@ -293,26 +321,38 @@ class LayerwiseOptimizer(ModelOptimizer):
 
     # State.
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        if self._process_group is not None:  # a copy belongs to the same processes
+            memo[id(self._process_group)] = self._process_group
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return made
+
     def _extra_state(self) -> dict[str, Any]:
         return {
             "n_updates": self._n_updates,
             "n_statistics": self._n_statistics,
+            "n_averaged": self._n_averaged,
             "random": self._gatherer.random.state(),
             "layers": {name: dict(state) for name, state in self._layer_state.items()},
         }
 
     def _check_extra_state(self, extra: dict[str, Any]) -> None:
-        if set(extra["layers"]) != set(self._layers):
-            raise ValueError(
-                f"the state_dict has layers {sorted(extra['layers'])}, this optimizer has {sorted(self._layers)}"
-            )
+        check_layers(extra["layers"], self._layers)
+        for name, layer in self._layers.items():
+            for key, value in tensors_in(extra["layers"][name]):
+                shape = self.layer_shapes.get(key)
+                if shape is not None:
+                    lengths = [{"A": layer.d_A, "G": layer.d_G}.get(side) for side in shape]
+                    check_shape(f"{key} of layer {name!r}", value.shape, lengths)
 
     def _load_extra_state(self, extra: dict[str, Any]) -> None:
         self._n_updates, self._n_statistics = extra["n_updates"], extra["n_statistics"]
+        self._n_averaged = extra.get("n_averaged", {})
         self._gatherer.random.load(extra["random"])
         self._layer_state = {
-            name: {key: value.to(self._layers[name].weight.device) for key, value in state.items()}
-            for name, state in extra["layers"].items()
+            name: {key: value.to(layer.weight.device) for key, value in extra["layers"][name].items()}
+            for name, layer in self._layers.items()
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

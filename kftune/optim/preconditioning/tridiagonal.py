@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from kftune.optim.linalg.decompositions import damped_choleskys, eigendecompositions, solve_rows
+from kftune.optim.linalg.products import widest
 from kftune.optim.preconditioning.damping import split_damping
 
 
@@ -82,7 +83,7 @@ class End(NamedTuple):
 
 
 def invert(chain: Sequence[Moments], crosses: Sequence[Cross]) -> tuple[list[Link], End]:
-    """F̂⁻¹ in parts; every A and G gets factored Tikhonov damping first.
+    """F̂⁻¹ in parts, all in the most precise type of the layers'; every A and G gets factored Tikhonov damping first.
 
     Args:
         chain: the layers, at least one.
@@ -92,7 +93,9 @@ def invert(chain: Sequence[Moments], crosses: Sequence[Cross]) -> tuple[list[Lin
         CurvatureError: a factor cannot be inverted or decomposed.
     """
     names = [f"{side} covariance of layer {own.name!r}" for own in chain for side in ("input", "gradient")]
-    matrices = [matrix for own in chain for matrix in (own.A, own.G)]
+    dtype = widest(matrix for own in chain for matrix in (own.A, own.G))
+    matrices = [matrix.to(dtype) for own in chain for matrix in (own.A, own.G)]
+    crosses = [Cross(cross.A.to(dtype), cross.G.to(dtype)) for cross in crosses]
     dampings = [part for own in chain for part in split_damping(own.A, own.G, own.damping, "factored")]
     factors = damped_choleskys(names, matrices, dampings)
     links = []
@@ -119,7 +122,8 @@ def _condition(what: str, cross: Tensor, factor: Tensor, next_factor: Tensor) ->
 
 
 def apply(links: Sequence[Link], end: End, gradients: Sequence[Tensor]) -> list[Tensor]:
-    """F̂⁻¹V, layer by layer; V and the result are (d_G, d_A) of each layer of the chain."""
+    """F̂⁻¹V, layer by layer; V and the result, in V's types, are (d_G, d_A) of each layer of the chain."""
+    own_dtypes, gradients = [V.dtype for V in gradients], [V.to(end.A_inverse.dtype) for V in gradients]
     # Ξ
     U = [
         V - link.G_regression @ following @ link.A_regression.T
@@ -129,10 +133,11 @@ def apply(links: Sequence[Link], end: End, gradients: Sequence[Tensor]) -> list[
     T = [_solve(link, own) for link, own in zip(links, U, strict=True)]
     T.append(end.G_inverse @ gradients[-1] @ end.A_inverse)
     # Ξᵀ
-    return [T[0]] + [
+    found = [T[0]] + [
         own - link.G_regression.T @ before @ link.A_regression
         for own, before, link in zip(T[1:], T, links, strict=False)
     ]
+    return [P.to(dtype) for P, dtype in zip(found, own_dtypes, strict=True)]
 
 
 def _solve(link: Link, U: Tensor) -> Tensor:

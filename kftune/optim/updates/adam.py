@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -126,6 +126,36 @@ def adam_directions(
         fused=fused,
     )
     return directions
+
+
+def shared_adam_direction(
+    gradient: Tensor,
+    state: dict[str, Any],
+    share: Callable[[Tensor], None],
+    *,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> Tensor:
+    """As :func:`adam_directions`, with squares that some entries share; the state's tensors are replaced.
+
+    Args:
+        gradient: of any shape, in any basis.
+        state: of :func:`adam_state`, in the same basis.
+        share: makes entries of the squared gradient equal, in place.
+        beta1: decay of m.
+        beta2: decay of v.
+        eps: added to the root.
+    """
+    square = gradient.square()
+    share(square)
+    state["step"] = state["step"] + 1
+    state["exp_avg"] = torch.lerp(state["exp_avg"], gradient, 1 - beta1)
+    state["exp_avg_sq"] = torch.lerp(state["exp_avg_sq"], square, 1 - beta2)
+    step = state["step"].to(gradient.device)
+    average, square = state["exp_avg"] / (1 - beta1**step), state["exp_avg_sq"] / (1 - beta2**step)
+    direction: Tensor = average / (square.sqrt() + eps)
+    return direction
 
 
 def _adamw(

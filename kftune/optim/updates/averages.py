@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -12,7 +12,11 @@ from torch import Tensor, nn
 State: TypeAlias = MutableMapping[Tensor, dict[str, Any]]
 """A torch optimizer's: parameter → what is kept of it."""
 
+Decay: TypeAlias = Callable[[int], float]
+"""k → weight on the old value when the k-th value (k = 1, 2, …) is averaged in."""
+
 _AVERAGE = "parameter_average"
+_COUNT = "n_averaged"
 
 
 def decay_of(k: int, factor_decay: float) -> float:
@@ -41,13 +45,24 @@ def lerped(olds: list[Tensor], news: list[Tensor], weight: float) -> list[Tensor
     return [torch.lerp(old, new, weight, out=new) for old, new in zip(olds, news, strict=True)]
 
 
-def average_iterates(state: State, parameters: Iterable[nn.Parameter], d: float) -> None:
-    """θ̄ ← dθ̄ + (1 − d)θ in ``state[parameter]``; the first θ is taken as it is."""
-    known: list[Tensor] = list(parameters)
-    for p in known:
-        if _AVERAGE not in state[p]:
-            state[p][_AVERAGE] = p.detach().clone()
-    torch._foreach_lerp_([state[p][_AVERAGE] for p in known], known, 1 - d)
+def average_iterates(state: State, parameters: Iterable[nn.Parameter], decay: Decay, n: int) -> None:
+    """θ̄ ← dθ̄ + (1 − d)θ in ``state[parameter]``, d = decay(k) for a parameter's k-th θ; the first is taken as it is.
+
+    Args:
+        state: where averages and counts are.
+        parameters: those that are trained now; some may have been frozen before.
+        decay: the weights.
+        n: θ with this one of a parameter whose own were not counted, in a state of before.
+    """
+    by_count: dict[int, list[Tensor]] = {}
+    for p in parameters:
+        own = state[p]
+        own[_COUNT] = own.get(_COUNT, n - 1 if _AVERAGE in own else 0) + 1
+        if _AVERAGE not in own:
+            own[_AVERAGE] = p.detach().clone()
+        by_count.setdefault(own[_COUNT], []).append(p)
+    for k, known in by_count.items():
+        torch._foreach_lerp_([state[p][_AVERAGE] for p in known], known, 1 - decay(k))
 
 
 @contextmanager

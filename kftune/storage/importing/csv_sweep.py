@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-
 from kftune.errors import ConfigError, UnknownNameError, UsageError, suggestion
 from kftune.objective import OBJECTIVES, Objective
 from kftune.results import Outcome
 from kftune.space import Value
+from kftune.storage.importing._boxes import box
 from kftune.storage.importing.studies import ImportedRun, ImportedStudy, ImportedTrial, space_of
 from kftune.storage.records import Purpose
 
@@ -52,7 +51,6 @@ _OUTCOMES = {
     "failed": Outcome.CRASHED,
     "error": Outcome.CRASHED,
 }
-_LOG_FROM = 50.0  # positive numbers that span this factor were meant on a logarithmic scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +75,9 @@ def read_csv_sweep(
 
     ``problem``, ``optimizer``, ``trial`` (or ``number``), ``repeat``, ``seed``, ``outcome`` (or ``state``),
     ``train_seconds`` and ``updates`` are columns with a meaning. Rows of equal hyperparameters are runs of one trial,
-    unless there is a column that numbers trials. The search box is what was tried: from the smallest to the largest
-    value, on a log scale where these are positive and a factor of 50 apart. A run without a value crashed; one of NaN
-    or infinity diverged. In a table that kftune exported, the objective is known, and only the rows of one study file
-    are read.
+    unless there is a column that numbers trials. The search box is what was tried; see :func:`._boxes.box`. A run
+    without a value crashed; one of NaN or infinity diverged. In a table that kftune exported, the objective is known,
+    and only the rows of one study file are read.
 
     Args:
         path: the CSV file.
@@ -220,7 +217,7 @@ def _study(
             where = f"{path}, line {line}"
             raise ConfigError(f"trial {key} has other hyperparameters than in an earlier line", source=where)
         runs.append(_run(path, line, row, columns, earlier=runs))
-    distributions, fixed = _box([params for params, _ in trials.values()])
+    distributions, fixed = box([params for params, _ in trials.values()])
     return ImportedStudy(
         problem=labels[0],
         optimizer=labels[1],
@@ -297,37 +294,3 @@ def _scalar(text: str) -> Value:
             continue
         return number if math.isfinite(number) else text
     return text
-
-
-def _box(configurations: Sequence[dict[str, Value]]) -> tuple[dict[str, BaseDistribution], dict[str, Value]]:
-    """What was varied, and what all have alike; whole numbers become real ones where a column has both."""
-    distributions: dict[str, BaseDistribution] = {}
-    fixed: dict[str, Value] = {}
-    for name in dict.fromkeys(name for params in configurations for name in params):
-        values = [params[name] for params in configurations if name in params]
-        different = list(dict.fromkeys(values))
-        if len(different) == 1 and len(values) == len(configurations):
-            fixed[name] = different[0]
-            continue
-        distributions[name] = _distribution(values)
-        for params in configurations:
-            if name in params:
-                params[name] = _as_sampled(distributions[name], params[name])
-    return distributions, fixed
-
-
-def _distribution(values: Sequence[Value]) -> BaseDistribution:
-    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-    if len(numbers) < len(values):
-        return CategoricalDistribution(tuple(dict.fromkeys(str(value) for value in values)))
-    low, high = min(numbers), max(numbers)
-    log = low > 0 and high / low >= _LOG_FROM
-    if all(isinstance(number, int) for number in numbers):
-        return IntDistribution(int(low), int(high), log=log)
-    return FloatDistribution(float(low), float(high), log=log)
-
-
-def _as_sampled(distribution: BaseDistribution, value: Value) -> Value:
-    if isinstance(distribution, CategoricalDistribution):
-        return str(value)
-    return float(value) if isinstance(distribution, FloatDistribution) and isinstance(value, int) else value

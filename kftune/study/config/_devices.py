@@ -12,13 +12,16 @@ if TYPE_CHECKING:
 __all__ = ["resolve_devices"]
 
 
-def resolve_devices(config: StudyConfig, override: str | None = None, *, workers: int | None = None) -> list[str]:
+def resolve_devices(
+    config: StudyConfig, override: str | None = None, *, workers: int | None = None, file: str | None = None
+) -> list[str]:
     """The device of every slot, e.g. ``["cpu"]`` or ``["cuda:0", "cuda:1"]``; a name may stand twice.
 
     Args:
         config: whose ``devices`` count.
         override: what stands in their place, e.g. ``"cuda:0,cuda:1"``.
         workers: so many slots on the CPU.
+        file: where ``config`` comes from, for messages.
 
     Raises:
         ConfigError: a device that is unknown or not in this machine.
@@ -28,7 +31,7 @@ def resolve_devices(config: StudyConfig, override: str | None = None, *, workers
 
     from kftune.study.config._fields import Devices
 
-    source = None if override is None else "--devices"
+    source, path = (file, "devices") if override is None else ("--devices", None)
     try:
         wanted = config.devices if override is None else TypeAdapter(Devices).validate_python(override)
     except ValidationError as error:
@@ -42,7 +45,7 @@ def resolve_devices(config: StudyConfig, override: str | None = None, *, workers
         if name != "cpu" and name not in cuda:
             there = ", ".join(["cpu", *cuda])
             message = f"there is no device {name!r} in this machine (available: {there})"
-            raise ConfigError(message, source=source, path="devices" if source is None else None)
+            raise ConfigError(message, source=source, path=path)
     if workers is not None:
         if set(devices) != {"cpu"}:
             raise ConfigError(f"is for the CPU; the devices are {', '.join(devices)}", source="--workers")

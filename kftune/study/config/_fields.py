@@ -13,6 +13,7 @@ from kftune.errors import suggestion
 from kftune.study.config._flaws import show
 
 __all__ = [
+    "MOST_THREADS",
     "Devices",
     "Name",
     "Number",
@@ -22,9 +23,13 @@ __all__ = [
     "Values",
     "Whole",
     "check_name",
+    "check_threads",
     "named",
     "whole_or_auto",
 ]
+
+MOST_THREADS = 1024
+"""Of a worker. Each is one of the operating system's, and begins where there are cores for it or not."""
 
 _LONGEST_NAME = 100
 _NAME = re.compile(r"[^\W_][\w.\- ]*(?<! )")
@@ -80,6 +85,14 @@ def whole_or_auto(value: Any) -> Any:
     return int(number)
 
 
+def check_threads(value: Any) -> Any:
+    """As :func:`whole_or_auto`, and no more than any machine has use for."""
+    found = whole_or_auto(value)
+    if found != "auto" and found > MOST_THREADS:
+        raise ValueError(f"must be at most {MOST_THREADS}, got {show(value)}")
+    return found
+
+
 def _devices(value: Any) -> Any:
     """``auto``, or a list of ``cpu``, ``cuda`` (all of them) and ``cuda:<i>``; one slot per item."""
     if value == "auto":
@@ -95,8 +108,16 @@ def _devices(value: Any) -> Any:
 
 
 def _values(value: Any) -> Any:
-    """One value; or several, for an argument that is a tuple (only targets have these)."""
+    """One value; several, for an argument that is a tuple; or a target with its arguments, for a schedule."""
+    if isinstance(value, Mapping) and set(value) <= {"target", "args"}:
+        return {"target": _target(value.get("target")), "args": _arguments(value.get("args"))}
     return tuple(_scalar(item) for item in value) if isinstance(value, list | tuple) and value else _scalar(value)
+
+
+def _arguments(value: Any) -> Any:
+    if value is not None and (not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value)):
+        raise ValueError(f"args must be a mapping of names to values, got {show(value)}")
+    return dict(value or {})
 
 
 def _target(value: Any) -> Any:

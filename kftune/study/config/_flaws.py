@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 from pydantic import BaseModel
 
 from kftune.errors import ConfigError, suggestion
+from kftune.wording import without_password
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -76,7 +77,7 @@ def show(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "a list"
     if isinstance(value, str):
-        text = repr(value)
+        text = repr(without_password(value))
     elif value is None or isinstance(value, bool):
         text = json.dumps(value)
     elif isinstance(value, float):

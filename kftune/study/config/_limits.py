@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kftune.results import LOOP_PARAMETERS
 from kftune.space import Float, Space
 from kftune.study.config._proposals import Middle
+from kftune.training.loop.hyperparameters import split_by_owner
 
 if TYPE_CHECKING:
     from kftune.optim import OptimizerEntry
@@ -60,7 +60,7 @@ def _accepts(space: Space, name: str, value: float, entry: OptimizerEntry) -> bo
         return True  # another choice would be needed to have it at all; its runs will tell
     with torch.random.fork_rng(devices=[]):
         model = torch.nn.Sequential(torch.nn.Linear(2, 2))
-    own = {key: each for key, each in params.items() if key not in LOOP_PARAMETERS}
+    own, _ = split_by_owner(entry, params)
     try:
         entry.build(model, likelihood="categorical", params=own)
     except (ValueError, TypeError):

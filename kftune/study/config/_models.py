@@ -26,6 +26,7 @@ from kftune.study.config._fields import (
     Values,
     Whole,
     check_name,
+    check_threads,
     named,
     whole_or_auto,
 )
@@ -120,7 +121,7 @@ class DimensionConfig(Strict):
     high: Number | None = None
     log: bool | None = None
     integer: bool | None = Field(default=None, alias="int")
-    choices: tuple[Scalar, ...] | None = Field(default=None, min_length=1)
+    choices: tuple[Values, ...] | None = Field(default=None, min_length=1)
     relative_to: str | None = None
     complement: bool | None = None
     when: dict[str, tuple[Scalar, ...]] | None = None
@@ -259,7 +260,7 @@ class StudyConfig(Strict):
     seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 0
     storage: Annotated[str, BeforeValidator(storage_url)]
     devices: Devices = "auto"
-    threads: Annotated[Literal["auto"] | int, BeforeValidator(whole_or_auto)] = "auto"
+    threads: Annotated[Literal["auto"] | int, BeforeValidator(check_threads)] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     evaluation: EvaluationConfig = EvaluationConfig()
     limit: LimitConfig = LimitConfig()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import types
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from kftune._targets import is_target
 from kftune.errors import suggestion
 from kftune.results import BATCH_PARAMETERS
 from kftune.study.config._flaws import show
-from kftune.training.loop.schedules import MOMENTUM_GROWTHS
+from kftune.training.loop.hyperparameters import loop_parameters
+from kftune.training.loop.schedules import MOMENTUM_GROWTH_STARTS, MOMENTUM_GROWTHS, SCHEDULES, TIED_SCHEDULES, UNITS
 
 if TYPE_CHECKING:
     from kftune.optim import OptimizerEntry
@@ -20,6 +24,26 @@ __all__ = ["BATCH_SIZES", "Parameter", "hyperparameters"]
 
 BATCH_SIZES = ("batch_size", "effective_batch_size")
 """Those of the training loop's hyperparameters that count examples; one of them must be set."""
+
+_SCHEDULED = {
+    "damping_schedule": "damping",
+    "final_damping": "damping",
+    "weight_decay_schedule": "weight_decay",
+    "final_weight_decay": "weight_decay",
+    "momentum_growth": "momentum",
+    "momentum_growth_rate": "momentum",
+    "momentum_growth_start": "momentum",
+}
+"""Hyperparameters of schedules → the optimizer's own that they are of; the others are of its learning rate."""
+
+_SCHEDULE_CHOICES = {
+    "schedule": SCHEDULES,
+    "schedule_by": UNITS,
+    "damping_schedule": TIED_SCHEDULES,
+    "weight_decay_schedule": TIED_SCHEDULES,
+    "momentum_growth": MOMENTUM_GROWTHS,
+    "momentum_growth_start": MOMENTUM_GROWTH_STARTS,
+}
 
 _NOT_TUNABLE = {"self", "model", "likelihood", "seed"}
 _SIMPLE = {bool, int, float, str, type(None)}
@@ -35,6 +59,8 @@ class Parameter:
         kinds: the simple types it may have; empty if it may be anything.
         choices: its only values, if its annotation is a ``Literal``.
         of_loop: whether it is the training loop's, not the optimizer's.
+        as_value: makes the one value that is stored of what a study file may write besides (a list, a target); raises
+            ValueError for what it may not.
     """
 
     name: str
@@ -42,6 +68,7 @@ class Parameter:
     kinds: frozenset[type] = frozenset()
     choices: tuple[Any, ...] = ()
     of_loop: bool = False
+    as_value: Callable[[Any], Any] | None = None
 
     @property
     def is_required(self) -> bool:
@@ -64,6 +91,10 @@ class Parameter:
         Raises:
             ValueError: the value cannot be meant; the message says what can.
         """
+        if self.as_value is not None and (stored := self.as_value(value)) is not None:
+            return stored
+        if isinstance(value, tuple | Mapping):
+            raise ValueError(f"must be a single value (number, text, true, false or null), got {show(value)}")
         if any(value == choice and type(value) is type(choice) for choice in self.choices):
             return value
         if self.kinds or self.choices:
@@ -106,13 +137,40 @@ def hyperparameters(entry: OptimizerEntry) -> dict[str, Parameter]:
         if named and name not in _NOT_TUNABLE:
             kinds, choices = _kinds(hints.get(name))
             found[name] = Parameter(name=name, default=argument.default, kinds=kinds, choices=choices)
-    has_momentum = "momentum" in found
-    for name in BATCH_PARAMETERS:
-        found[name] = Parameter(name=name, kinds=frozenset({int}), of_loop=True)
-    if has_momentum:
-        found["momentum_growth"] = Parameter(name="momentum_growth", choices=MOMENTUM_GROWTHS, of_loop=True)
-        found["momentum_growth_rate"] = Parameter(name="momentum_growth_rate", kinds=frozenset({float}), of_loop=True)
+    own = set(found)
+    for name in loop_parameters(entry):
+        if name in BATCH_PARAMETERS:
+            found[name] = Parameter(name=name, kinds=frozenset({int}), of_loop=True)
+        elif (needed := _SCHEDULED.get(name)) is None or needed in own:
+            found[name] = _schedule_parameter(name)
     return found
+
+
+def _schedule_parameter(name: str) -> Parameter:
+    if name in _SCHEDULE_CHOICES:
+        as_value = _target_value if name == "schedule" else None
+        return Parameter(name=name, choices=_SCHEDULE_CHOICES[name], of_loop=True, as_value=as_value)
+    if name == "milestones":
+        return Parameter(name=name, kinds=frozenset({float, str}), of_loop=True, as_value=_list_value)
+    return Parameter(name=name, kinds=frozenset({float}), of_loop=True)
+
+
+def _target_value(value: Any) -> str | None:
+    """The text in which a scheduler of torch is kept among a configuration's single values."""
+    if isinstance(value, str) and is_target(value) and not value.startswith("{"):
+        value = {"target": value}
+    if isinstance(value, Mapping):
+        return json.dumps({"target": value.get("target"), "args": value.get("args") or {}}, sort_keys=True)
+    return value if isinstance(value, str) and value.startswith("{") else None
+
+
+def _list_value(value: Any) -> str | None:
+    """A list of numbers as text."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = (value,)
+    if isinstance(value, list | tuple) and all(_as_number(item) is not None for item in value):
+        return ", ".join(f"{_as_number(item):g}" for item in value)
+    return None
 
 
 def _hints(function: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,7 +17,7 @@ from kftune.study.config._spaces import make_space
 
 if TYPE_CHECKING:
     from kftune.optim import OptimizerEntry
-    from kftune.problems import ProblemEntry
+    from kftune.problems import OwnProblem, ProblemEntry
     from kftune.study.config._models import OptimizerConfig, ProblemConfig, SamplerConfig, StudyConfig
     from kftune.study.samplers import SamplerEntry
 
@@ -100,12 +100,13 @@ def plans_and_flaws(config: StudyConfig) -> tuple[tuple[StudyPlan, ...], Flaws]:
 
 def _plans_and_flaws(config: StudyConfig) -> tuple[tuple[StudyPlan, ...], Flaws]:
     from kftune.optim import OPTIMIZERS
-    from kftune.problems import PROBLEMS
+    from kftune.problems import PROBLEMS, find_problem
 
     flaws = Flaws()
-    problems = _found(config.problems, "problems", "problem", PROBLEMS, flaws)
-    optimizers = _found(config.optimizers, "optimizers", "optimizer", OPTIMIZERS, flaws)
-    problem_labels = _labels(config.problems, problems, "problems", flaws)
+    found = _found(config.problems, "problems", "problem", PROBLEMS, flaws, get=find_problem)
+    optimizers = _found(config.optimizers, "optimizers", "optimizer", OPTIMIZERS, flaws, get=OPTIMIZERS.get)
+    problem_labels = _labels(config.problems, found, "problems", flaws)
+    problems = _with_args(config.problems, found, flaws)
     optimizer_labels = _labels(config.optimizers, optimizers, "optimizers", flaws)
     sampler, options = _sampler(config, flaws)
     plain = config.to_dict()
@@ -114,7 +115,7 @@ def _plans_and_flaws(config: StudyConfig) -> tuple[tuple[StudyPlan, ...], Flaws]
     shared |= {"sampler": {"name": config.sampler.name, **options}}
     plans = []
     for i, j in itertools.product(problems, optimizers):
-        problem, entry = config.problems[i], problems[i]
+        problem, (entry, args) = config.problems[i], problems[i]
         optimizer = config.optimizers[j]
         if config.objective == "test_error" and not entry.has_accuracy:
             flaws.add(("objective",), f"test_error needs an accuracy, which {entry.name} has not")
@@ -122,7 +123,7 @@ def _plans_and_flaws(config: StudyConfig) -> tuple[tuple[StudyPlan, ...], Flaws]
             study=f"{config.name}/{problem_labels[i]}/{optimizer_labels[j]}",
             problem=problem_labels[i],
             problem_name=problem.key,
-            problem_args=_changed_args(problem, entry, ("problems", i, "args"), flaws),
+            problem_args=args,
             n_train=entry.n_train,
             optimizer=optimizer_labels[j],
             optimizer_name=optimizer.key,
@@ -132,6 +133,7 @@ def _plans_and_flaws(config: StudyConfig) -> tuple[tuple[StudyPlan, ...], Flaws]
                 problem=entry,
                 location=("optimizers", j),
                 flaws=flaws,
+                total_updates=config.budget.updates,
             ),
             shared=shared,
         )
@@ -216,7 +218,13 @@ def _labels(
 
 
 def _found(
-    items: Sequence[ProblemConfig | OptimizerConfig], key: str, kind: str, registry: Registry[T], flaws: Flaws
+    items: Sequence[ProblemConfig | OptimizerConfig],
+    key: str,
+    kind: str,
+    registry: Registry[Any],
+    flaws: Flaws,
+    *,
+    get: Callable[[str], T],
 ) -> dict[int, T]:
     """Index → entry of the items whose names are in the registry or whose targets can be used; others are flaws."""
     found = {}
@@ -227,13 +235,35 @@ def _found(
             flaws.add((key, i, "name"), unknown(kind, item.key, registry.names()))
         else:
             try:
-                found[i] = registry.get(item.key)
+                found[i] = get(item.key)
             except UsageError as error:
                 flaws.add((key, i, "target"), str(error))
     return found
 
 
-def _changed_args(problem: ProblemConfig, entry: ProblemEntry, location: Location, flaws: Flaws) -> dict[str, Any]:
+def _with_args(
+    items: Sequence[ProblemConfig], found: Mapping[int, ProblemEntry | OwnProblem], flaws: Flaws
+) -> dict[int, tuple[ProblemEntry, dict[str, Any]]]:
+    """Index → the problem as its arguments make it, and those that were changed; what cannot be made is a flaw."""
+    from kftune.problems import counted
+
+    made = {}
+    for i, problem in found.items():
+        n_before = len(flaws)
+        where = ("problems", i, "args")
+        args = _changed_args(items[i], problem, where, flaws)
+        if len(flaws) > n_before:
+            continue
+        try:
+            made[i] = counted(problem, args), args
+        except UsageError as error:
+            flaws.add(where if args else ("problems", i, "target"), str(error))
+    return made
+
+
+def _changed_args(
+    problem: ProblemConfig, entry: ProblemEntry | OwnProblem, location: Location, flaws: Flaws
+) -> dict[str, Any]:
     """The given arguments that differ from their defaults; unknown names and other types than theirs are flaws.
 
     Arguments at their default are left out, so that saying one or not saying it is the same study.

@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_serializer, model_validator
 
 from kftune.study.config._fields import Number, Strict, Whole
 from kftune.study.config._flaws import show
+from kftune.study.config._storage import storage_url
 
 __all__ = ["BudgetConfig", "LimitConfig", "PrunerConfig", "RacingConfig", "WarmStartConfig"]
 
@@ -138,6 +139,16 @@ class WarmStartConfig(Strict):
     @classmethod
     def _from_text(cls, value: Any) -> Any:
         return {"from": value} if isinstance(value, str) else value
+
+    @field_validator("source")
+    @classmethod
+    def _names_a_study(cls, value: str) -> str:
+        database, mark, name = value.rpartition("#")
+        if not name or (mark and not database):
+            raise ValueError(f"must be a study file's name, or database#name, got {show(value)}")
+        if database:
+            storage_url(database)
+        return value
 
 
 def as_list(value: Any) -> Any:

@@ -26,7 +26,13 @@ _N_DRAWS = 20
 
 
 def make_space(
-    config: OptimizerConfig, *, entry: OptimizerEntry, problem: ProblemEntry, location: Location, flaws: Flaws
+    config: OptimizerConfig,
+    *,
+    entry: OptimizerEntry,
+    problem: ProblemEntry,
+    location: Location,
+    flaws: Flaws,
+    total_updates: int | None = None,
 ) -> Space:
     """The space that is searched.
 
@@ -39,8 +45,9 @@ def make_space(
         problem: what it is to train.
         location: of the item, for messages.
         flaws: what is wrong is added here; the space is then not to be used.
+        total_updates: the budget, where it is one of updates.
     """
-    builder = _Builder(config, entry, problem, location, flaws)
+    builder = _Builder(config, entry, problem, location, flaws, total_updates=total_updates)
     n_before = len(flaws)
     dimensions = {name: d for name, c in config.space.items() if (d := builder.dimension(name, c)) is not None}
     given = builder.taken_apart(config.fixed)
@@ -63,7 +70,14 @@ class _Builder:
     """One optimizer item on its way to a space; ``own`` is the optimizer's own, its batch sizes clipped."""
 
     def __init__(
-        self, config: OptimizerConfig, entry: OptimizerEntry, problem: ProblemEntry, location: Location, flaws: Flaws
+        self,
+        config: OptimizerConfig,
+        entry: OptimizerEntry,
+        problem: ProblemEntry,
+        location: Location,
+        flaws: Flaws,
+        *,
+        total_updates: int | None,
     ) -> None:
         from kftune.optim import TargetEntry  # imports torch
 
@@ -72,6 +86,7 @@ class _Builder:
         self._problem = problem
         self._location = location
         self._flaws = flaws
+        self._total_updates = total_updates
         self._parameters = hyperparameters(entry)
         self._target = entry if isinstance(entry, TargetEntry) else None
         self._joined = self._target.joined if self._target is not None else {}
@@ -83,7 +98,8 @@ class _Builder:
         for name, value in fixed.items():
             parts = self._joined.get(name, ())
             where = (*self._location, "fixed", name)
-            if not isinstance(value, tuple):
+            takes_more = name in self._parameters and self._parameters[name].as_value is not None
+            if takes_more or not isinstance(value, tuple | Mapping):
                 taken[name] = value
             elif not parts:
                 allowed = "a single value (number, text, true, false or null)"
@@ -196,11 +212,12 @@ class _Builder:
             ValueError: it does not.
         """
         from kftune.training.data.batches import BatchSizes
-        from kftune.training.loop.schedules import growing_momentum
+        from kftune.training.loop.schedules import Schedules
 
         sizes = {name: value for name, value in params.items() if name in BATCH_PARAMETERS}
         BatchSizes(**sizes, n_train=self._problem.n_train)
-        growing_momentum(optimizer, {name: value for name, value in params.items() if name not in sizes})
+        schedules = {name: value for name, value in params.items() if name not in sizes}
+        Schedules(optimizer, schedules, total_updates=self._total_updates)
 
     def _is_refusal(self, error: Exception) -> bool:
         """Whether a constructor said what is wrong with its arguments, as against failing by a mistake of its own."""

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from kftune._docstrings import documented, plain, summary
+from kftune.study.config._fields import MOST_THREADS
 from kftune.study.config._models import StudyConfig
 
 if TYPE_CHECKING:
@@ -35,13 +36,33 @@ LOOP_MEANINGS = {
     "effective_batch_size": "examples behind one update; batch_size by default",
     "accumulation": "micro-batches behind one update, in place of effective_batch_size; 1 by default",
     "full_batch_at": "the update at which a growing batch reaches the training set; a constant batch by default",
+    "schedule": "of the learning rate, over the budget: constant, linear, cosine, wsd (warm-up, stable, decay), step, "
+    "or a scheduler of torch as {target: module:Class, args: {}}; constant by default",
+    "warmup": "share of the budget (see schedule_by) in which the learning rate grows from 0; 0 by default",
+    "final_lr": "learning rate at the end of linear, cosine and wsd, as a ratio to lr; 0 by default",
+    "decay_share": "share of the time after the warm-up in which wsd decays; 0.2 by default",
+    "milestones": "of step: shares of the budget (see schedule_by), in a list",
+    "step_factor": "by what step multiplies at every milestone; 0.1 by default",
+    "schedule_by": "what warmup and milestones count, and torch's schedulers go by: share, updates or epochs",
+    "damping_schedule": "of the damping: with_lr (in step with the learning rate), or as schedule; constant by default",
+    "final_damping": "damping at the end of its schedule, as a ratio to damping; 0 by default",
+    "weight_decay_schedule": "of the weight decay: with_lr, or as schedule; constant by default",
+    "final_weight_decay": "weight decay at the end of its schedule, as a ratio to weight_decay; 0 by default",
     "momentum_growth": "how momentum grows to its value; it is constant by default",
     "momentum_growth_rate": "speed of linear and exponential growth; 1 by default",
+    "momentum_growth_start": "the first update whose direction the velocity has: second_update by default",
 }
 """What the training loop's own hyperparameters, which every optimizer's space may have, mean."""
 
 _SCALAR: Schema = {"type": ["number", "string", "boolean", "null"]}
+_WITH_ARGS: Schema = {
+    "type": "object",
+    "required": ["target"],
+    "properties": {"target": {"type": "string"}, "args": {"type": ["object", "null"]}},
+    "additionalProperties": False,
+}
 _VALUES: Schema = {"anyOf": [_SCALAR, {"type": "array", "minItems": 1, "items": _SCALAR}]}
+_VALUES_OR_TARGET: Schema = {"anyOf": [*_VALUES["anyOf"], _WITH_ARGS]}
 _TARGET: Schema = {"type": "string", "pattern": r"^[^\s:]+:[^\s:]+$"}
 # Looser than the validator's where letters beyond ASCII may stand: not all engines of patterns know them.
 _NAME: Schema = {"type": "string", "pattern": r"^[^\s_.\-/\\:][^/\\:]*$", "maxLength": 100}
@@ -142,7 +163,8 @@ def _change_top(keys: dict[str, Schema]) -> None:
             {"type": "array", "minItems": 1, "items": {"type": "string", "pattern": f"^{_DEVICE}$"}},
         ],
     )
-    keys["threads"] = _changed(keys["threads"], anyOf=whole_or_auto)
+    up_to = {"type": "integer", "minimum": 1, "maximum": MOST_THREADS}
+    keys["threads"] = _changed(keys["threads"], anyOf=[{"const": "auto"}, up_to])
     keys["micro_batch"] = _changed(keys["micro_batch"], anyOf=[*whole_or_auto, _NOTHING])
     keys["racing"]["anyOf"] += [{"type": "boolean"}]
     keys["racing"]["default"] = False
@@ -173,7 +195,7 @@ def _problem(made: Schema) -> Schema:
 def _optimizer(made: Schema) -> Schema:
     from kftune.optim import OPTIMIZERS
 
-    made["properties"]["fixed"]["additionalProperties"] = _VALUES
+    made["properties"]["fixed"]["additionalProperties"] = _VALUES_OR_TARGET
     made["allOf"] = [_hyperparameters(entry) for entry in OPTIMIZERS]
     return _plug_in(made, OPTIMIZERS.names())
 
@@ -217,6 +239,7 @@ def _parameter(parameter: Parameter, meaning: str) -> Schema:
     allowed: list[Schema] = [{"enum": list(parameter.choices)}] if parameter.choices else []
     kinds = sorted({_JSON_TYPES[kind] for kind in parameter.kinds})
     allowed += [{"type": kinds}] if kinds else []
+    allowed += [_VALUES, _WITH_ARGS] if parameter.as_value is not None else []
     schema: Schema = {"description": meaning} | ({"anyOf": allowed} if allowed else {})
     if _is_plain(parameter.default):
         schema["default"] = parameter.default
@@ -230,7 +253,8 @@ def _is_plain(value: Any) -> bool:
 
 def _dimension(made: Schema) -> Schema:
     keys = made["properties"]
-    keys["choices"] = _changed(keys["choices"], anyOf=[{"type": "array", "minItems": 1, "items": _SCALAR}, _NOTHING])
+    choices = {"type": "array", "minItems": 1, "items": _VALUES_OR_TARGET}
+    keys["choices"] = _changed(keys["choices"], anyOf=[choices, _NOTHING])
     when = {"type": "object", "minProperties": 1, "maxProperties": 1, "additionalProperties": _VALUES}
     keys["when"] = _changed(keys["when"], anyOf=[when, _NOTHING])
     with_choices = {"required": ["choices"], "properties": {"choices": {"type": "array"}}}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kftune._targets import importable_from
 from kftune._version import __version__
-from kftune.problems import PROBLEMS, get_dataset, locate
+from kftune.problems import get_dataset, locate, problem_with
 from kftune.storage.repository import Repository, SessionRecord, StudyRecord
 from kftune.study.config import StudyConfig, make_plans, without_password
 from kftune.study.sessions.lock import sole_runner
@@ -32,7 +32,7 @@ def preflight(config: StudyConfig, *, data_dir: Path) -> None:
     """
     with importable_from(config.module_dir):
         for plan in make_plans(config):
-            entry = PROBLEMS.get(plan.problem_name)
+            entry = problem_with(plan.problem_name, plan.problem_args)
             if entry.dataset is not None:
                 locate(get_dataset(entry.dataset), data_dir)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kftune.results import CurvePoint, RunResult
 from kftune.storage.repository import Repository
-from kftune.study.config import StudyConfig
+from kftune.study.config import StudyConfig, make_plans
 from kftune.study.sessions.job import Job
 from kftune.study.sessions.opening import sole_writer, study_records
 from kftune.study.sessions.pruning import Judge
@@ -16,7 +16,7 @@ from kftune.study.sessions.session import Interrupt, RunSummary, Session
 from kftune.study.sessions.trials import OpenTrial, Trials, run_seed
 from kftune.study.sessions.warm_start import enqueue, find_candidates
 
-__all__ = ["run_studies"]
+__all__ = ["check_sources", "run_studies"]
 
 
 def run_studies(
@@ -50,6 +50,17 @@ def run_studies(
     )
     with sole_writer(repository):
         return session.run()
+
+
+def check_sources(config: StudyConfig) -> None:
+    """See that there is what new studies are to start from, before there is a database for them.
+
+    Raises:
+        UsageError: a study to start from is not there.
+        StorageError: its database cannot be read.
+    """
+    if config.warm_start and not Repository.is_made(config.storage):
+        find_candidates(config, make_plans(config), None)
 
 
 class _Search(Session):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from kftune.results import LOOP_PARAMETERS, Outcome, RunResult, RunSpec
+from kftune.results import BATCH_PARAMETERS, Outcome, RunResult, RunSpec
 
 __all__ = ["find_micro_batch", "is_too_large", "probe"]
 
@@ -43,7 +43,7 @@ def probe(spec: RunSpec, *, wanted: int, micro: int) -> RunSpec:
 
     It makes two whole updates, statistics and inversions included, with a tenth of the memory left free.
     """
-    own = {name: value for name, value in spec.params.items() if name not in LOOP_PARAMETERS}
+    own = {name: value for name, value in spec.params.items() if name not in BATCH_PARAMETERS}
     return replace(
         spec,
         params={**own, "effective_batch_size": wanted},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import random
 import statistics
 import time
 import traceback
@@ -21,21 +22,23 @@ from kftune._targets import importable_from
 from kftune.errors import CurvatureError, DivergenceError
 from kftune.optim import OPTIMIZERS, ModelOptimizer
 from kftune.problems import Problem, Split, problem_loader
-from kftune.results import BATCH_PARAMETERS, MOMENTUM_PARAMETERS, CurvePoint, Outcome, RunResult, RunSpec
+from kftune.results import BATCH_PARAMETERS, CurvePoint, Outcome, RunResult, RunSpec
 from kftune.training.coverage import parameters_by_treatment
 from kftune.training.data.batches import BatchSizes, ShuffledIndices
 from kftune.training.host import device_name, peak_memory_bytes, reset_peak_memory
 from kftune.training.loop.calibration import SpeedGauge
 from kftune.training.loop.clock import Clock
+from kftune.training.loop.evaluation import measure, random_state_kept
+from kftune.training.loop.hyperparameters import split_by_owner
 from kftune.training.loop.memory import exception_line, is_out_of_memory, limited_memory, release_memory
-from kftune.training.loop.schedules import growing_momentum
+from kftune.training.loop.schedules import Progress, Schedules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["PrunedError", "Training", "train"]
 
-_EVALUATION_CHUNK = 2048
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _RECENT_STEPS = 15  # whose median predicts the next step
 
 
@@ -113,28 +116,28 @@ class Training:
         self._overshoot_seconds = 0.0
         self._gauge: SpeedGauge | None = None
         self._treatments: Mapping[str, int] | None = None
-        init, order, optimizer = np.random.SeedSequence(spec.seed).generate_state(3)
-        self._seeds = {"init": int(init), "order": int(order), "optimizer": int(optimizer)}
+        names = ("init", "order", "optimizer", "evaluation")
+        seeds = np.random.SeedSequence(spec.seed).generate_state(len(names))
+        self._seeds = {name: int(seed) for name, seed in zip(names, seeds, strict=True)}
 
     def set_up(self) -> None:
         """Load the problem, make model and optimizer, and measure the untrained model."""
         spec = self.spec
         reset_peak_memory(self.device)
         with self._outside_the_clock("setup"):
-            dtype = {"float32": torch.float32, "float64": torch.float64}[spec.dtype]
+            dtype = _DTYPES[spec.dtype]
             load = problem_loader(spec.problem)
             self.problem = load(
                 device=self.device, dtype=dtype, data_dir=Path(spec.data_dir), **dict(spec.problem_args)
             )
             torch.manual_seed(self._seeds["init"])
             self.model = self.problem.make_model().to(device=self.device, dtype=dtype)
-            params = dict(spec.params)
-            sizes = {name: _optional_int(params.pop(name, None)) for name in BATCH_PARAMETERS}
+            params, loop = split_by_owner(OPTIMIZERS.get(spec.optimizer), spec.params)
+            sizes = {name: _optional_int(loop.pop(name, None)) for name in BATCH_PARAMETERS}
             self.batch_sizes = BatchSizes(**sizes, micro_limit=spec.micro_batch, n_train=len(self.problem.train))
-            growth = {name: params.pop(name) for name in MOMENTUM_PARAMETERS if name in params}
             self.optimizer = self._build_optimizer(self.model, params)
             self._treatments = parameters_by_treatment(self.model, self.optimizer)
-            self.momentum = growing_momentum(self.optimizer, growth)
+            self.schedules = Schedules(self.optimizer, loop)
             self.indices = ShuffledIndices(len(self.problem.train), seed=self._seeds["order"], device=self.device)
             self._train_subset = _first(self.problem.train, spec.train_examples)
         self.evaluate()
@@ -150,17 +153,13 @@ class Training:
 
         The run's model, optimizer, data order and random state are as if it had not happened.
         """
-        with self._outside_the_clock("warmup"):
-            rng = torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if self._cuda else None
+        with self._outside_the_clock("warmup"), random_state_kept(self.device):
             model = copy.deepcopy(self.model).train()
             optimizer = self._build_optimizer(model, self._optimizer_params)
             indices = torch.arange(self.batch_sizes.micro, device=self.device)
             # The run itself will meet these under the clock, where they are a result.
             with contextlib.suppress(DivergenceError, CurvatureError):
                 optimizer.step(self._closure(model, indices))
-            torch.set_rng_state(rng[0])
-            if rng[1] is not None:
-                torch.cuda.set_rng_state(rng[1], self.device)
 
     def run(self) -> None:
         """Update until the next step is predicted to end past the budget; evaluate on schedule.
@@ -181,7 +180,7 @@ class Training:
         while self._may_start(before, recent):
             self.clock.resume()
             try:
-                self._step()
+                self._step(before)
             finally:
                 now = self.clock.pause()
             recent.append(now - before)
@@ -232,10 +231,11 @@ class Training:
         n = self.spec.n_evaluations
         return deque([*(k / n for k in range(1, n)), math.inf])
 
-    def _step(self) -> None:
-        """One update, under the clock."""
-        if self.momentum is not None:
-            self.momentum.set(self.updates)
+    def _step(self, train_seconds: float = 0.0) -> None:
+        """One update, under the clock, which stood at ``train_seconds``."""
+        if self.schedules:
+            epochs = self.examples / len(self.problem.train)
+            self.schedules.set(Progress(share=self._progress(train_seconds), updates=self.updates, epochs=epochs))
         *others, last = self.batch_sizes.of_update(self.updates)
         for size in others:
             self.optimizer.accumulate(self._next_closure(size))
@@ -266,7 +266,9 @@ class Training:
         """
         with self._outside_the_clock("evaluation"):
             self.model.eval()
-            with self.optimizer.evaluation_parameters():
+            # Every evaluation draws the same numbers, and training none that depend on how often it is evaluated.
+            with random_state_kept(self.device, self.model), self.optimizer.evaluation_parameters():
+                _seed(self._seeds["evaluation"])
                 train_loss, _ = self._measure(self._train_subset)
                 test_loss, accuracy = self._measure(self.problem.test)
             self.model.train()
@@ -283,20 +285,11 @@ class Training:
         if not math.isfinite(test_loss):
             raise DivergenceError(f"the test loss is {test_loss} after {self.updates} updates")
 
-    @torch.no_grad()
     def _measure(self, split: Split) -> tuple[float, float | None]:
         """Mean loss and accuracy over a split."""
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        correct = torch.zeros((), dtype=torch.float64, device=self.device)
-        chunk = min(_EVALUATION_CHUNK, self.spec.micro_batch or _EVALUATION_CHUNK)
-        for start in range(0, len(split), chunk):
-            inputs, targets = (t[start : start + chunk] for t in (split.inputs, split.targets))
-            output = self.model(inputs)
-            loss += self.problem.loss(output, targets) * len(inputs)
-            if self.problem.accuracy is not None:
-                correct += self.problem.accuracy(output, targets) * len(inputs)
-        accuracy = float(correct) / len(split) if self.problem.accuracy is not None else None
-        return float(loss) / len(split), accuracy
+        return measure(
+            self.model, self.problem, split, dtype=_DTYPES[self.spec.dtype], micro_batch=self.spec.micro_batch
+        )
 
     def result(self, outcome: Outcome, message: str = "") -> RunResult:
         """What became of the run, up to now."""
@@ -339,6 +332,13 @@ def _first(split: Split, n: int) -> Split:
         return split
     inputs = split.inputs[:n]
     return Split(inputs, inputs if split.targets is split.inputs else split.targets[:n])
+
+
+def _seed(seed: int) -> None:
+    """Of everything that a model may draw from."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
 
 
 def _optional_int(value: Any) -> int | None:

@@ -16,7 +16,7 @@ from kftune._version import __version__
 from kftune.errors import UsageError
 from kftune.optim import ModelOptimizer
 from kftune.optim.costs.sizes import LayerSize, layer_sizes
-from kftune.problems import PROBLEMS
+from kftune.problems import problem_with
 from kftune.training.data.batches import ShuffledIndices
 from kftune.training.host import device_name
 from kftune.training.profile._results import Machine, ProfileSpec
@@ -38,7 +38,7 @@ class Workload:
     """
 
     def __init__(self, spec: ProfileSpec) -> None:
-        entry = PROBLEMS.get(spec.problem)
+        entry = problem_with(spec.problem, spec.problem_args)
         if not 1 <= spec.batch_size <= entry.n_train:
             raise UsageError(
                 f"batch size must be between 1 and the {entry.n_train} training examples of {entry.name}, "

@@ -4,6 +4,7 @@ import pytest
 
 from kftune.analysis.ranking.targets import TimeToTarget, performance_profiles, times_to_target
 from kftune.results import Outcome
+from kftune.wording import loss
 from tests.analysis.memory import UNTRAINED, file, run, study, trial
 
 
@@ -109,3 +110,15 @@ def test_who_is_missing_on_a_problem_does_not_solve_it() -> None:
     assert (kfac.score, sgd.ratios) == (1.0, (1.0, math.inf))
     assert performance_profiles([entry("a", "kfac", math.inf)]) == []
     assert performance_profiles([]) == []
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-3, 1.0, 37.0])
+@pytest.mark.parametrize("given", [True, False])
+def test_never_stands_beside_no_loss_that_reads_like_the_target(scale: float, given: bool) -> None:
+    losses = [0.12336, 0.123438, 0.12344, 0.12346, 0.2]
+    made = file(*(with_curve(f"o{i}", [(1.0, scale * value)]) for i, value in enumerate(losses)))
+    found = times_to_target(made, targets=0.1234 * scale if given else None)
+    assert {entry.time < math.inf for entry in found} == {True, False}
+    for entry in found:
+        is_at = entry.final <= entry.target or loss(entry.final) == loss(entry.target)
+        assert (entry.time < math.inf) == is_at, (entry.final, entry.target)

@@ -1,11 +1,14 @@
 """Confirmed losses: apart from the search's, without its luck, and of the right trial."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from kftune.analysis.trust.confirmed import confirmed_results
+from kftune.analysis.trust.intervals import mean_interval
 from kftune.results import Outcome
 from tests.analysis.memory import UNTRAINED, file, run, study, trial
 
@@ -77,3 +80,40 @@ def test_unfinished_confirmations() -> None:
     (none,) = confirmed_results(file(study([trial(0, [1, 1])], confirmed={0: [None]})))
     assert math.isnan(none.mean)
     assert none.interval is None
+
+
+@pytest.mark.parametrize("seeds", [[0.1, 0.6], [0.1, 0.9, 0.2], [0.0, 0.3]])
+def test_an_interval_has_no_loss_that_there_cannot_be(seeds: list[float]) -> None:
+    """Cut off, and otherwise Student's, by SciPy."""
+    (result,) = confirmed_results(file(study([trial(0, [0.5, 0.5])], confirmed={0: seeds})))
+    t = stats.t.interval(0.95, len(seeds) - 1, np.mean(seeds), stats.sem(seeds))
+    assert t[0] < 0
+    assert result.interval == (0.0, pytest.approx(t[1]))
+    confirmations = tuple(
+        replace(
+            made, result=replace(made.result, curve=tuple(replace(p, accuracy=1 - error) for p in made.result.curve))
+        )
+        for r, error in enumerate(seeds)
+        for made in [run(1.0, repeat=r, purpose="confirm", study="demo/digits/kfac")]
+    )
+    errors = study([trial(0, [0.5, 0.5])], confirmations=confirmations, config={"objective": "test_error"})
+    (error,) = confirmed_results(file(errors))
+    assert error.interval == (0.0, pytest.approx(min(1.0, t[1])))
+
+
+def test_a_loss_that_may_be_negative_keeps_its_interval() -> None:
+    seeds = [0.1, 0.6]
+    t = stats.t.interval(0.95, 1, np.mean(seeds), stats.sem(seeds))
+    (result,) = confirmed_results(file(study([trial(0, [0.5, 0.5]), trial(1, [-0.1, 0.9])], confirmed={0: seeds})))
+    assert result.interval == pytest.approx(t)
+
+
+def test_cutting_off_does_not_change_how_often_the_truth_is_covered() -> None:
+    rng = np.random.default_rng(0)
+    truth = math.exp(0.5)  # the mean of a log-normal with σ = 1
+    for seeds in rng.lognormal(0, 1, size=(300, 3)):
+        plain, cut = mean_interval(seeds.tolist()), mean_interval(seeds.tolist(), possible=(0.0, math.inf))
+        assert plain is not None
+        assert cut is not None
+        assert (plain[0] <= truth <= plain[1]) == (cut[0] <= truth <= cut[1])
+        assert cut[0] >= 0

@@ -96,6 +96,25 @@ def test_no_batch_is_larger_than_the_training_set(n_train: int, wider: tuple[flo
     assert period.wider == (32, 20_000)  # not a batch
 
 
+@pytest.mark.parametrize("kind", ["int", "float"])
+@pytest.mark.parametrize("log", [True, False])
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("batch_size", 16, 64), ("batch_size", 1, 64), ("lr", 1, 9), ("lr", 0, 9), ("lr", -1, 9)]
+)
+def test_what_is_positive_in_its_box_is_positive_in_a_wider_one(
+    kind: str, log: bool, name: str, low: int, high: int
+) -> None:
+    if log and low <= 0:
+        return
+    box = {"kind": kind, "low": low, "high": high, "log": log, "middle": (low + high) / 2}
+    for edge in hugged_edges(made(box, [low, low, low], name=name)):
+        if edge.wider is None:
+            continue
+        assert edge.wider[0] < low
+        assert edge.wider[0] > 0 or low <= 0
+        assert name != "batch_size" or edge.wider[0] == int(edge.wider[0]) >= 1
+
+
 def test_a_ratio_is_widened_as_a_ratio() -> None:
     damping = LOG | {"relative_to": "lr", "high": 10.0}
     space = {"dimensions": {"lr": {k: v for k, v in LOG.items() if k != "middle"}, "damping": damping}, "fixed": {}}

@@ -9,6 +9,7 @@ import torch
 
 from kftune.optim import OPTIMIZERS
 from tests.optim._contract import build, network, parameters, train
+from tests.optim._dense import make_batch
 
 SELDOM = {"inverses_every": 100, "statistics_every": 1, "scalings_every": 100, "warmup_updates": 0}
 ONE_STEP = {"momentum": 0.0, "kl_clip": None, "lr": 0.0, "cg_iterations": 500, "cg_tolerance": 1e-14}
@@ -72,3 +73,47 @@ def test_groups_have_learning_rates_of_their_own_or_are_refused(entry):
     train(optimizer, model, 3)
     stayed = [torch.equal(a, b) for a, b in zip(parameters(model), before, strict=True)]
     assert stayed == [False, False, True, True]
+
+
+@pytest.mark.parametrize("entry", list(OPTIMIZERS), ids=lambda entry: entry.name)
+def test_parameters_of_an_added_group_move_as_coverage_says(entry):
+    torch.manual_seed(0)
+    body, head = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh()).double(), torch.nn.Linear(8, 3).double()
+    optimizer = build(entry, body)
+    group = {"params": [(f"head.{name}", p) for name, p in head.named_parameters()]}
+    if "alpha" in entry.readings:
+        with pytest.raises(ValueError, match="rescale takes one parameter group"):
+            optimizer.add_param_group(group)
+        return
+    optimizer.add_param_group(group)
+    before = parameters(head)
+
+    def closure():
+        output = head(body(x))
+        return torch.nn.functional.cross_entropy(output, y), output
+
+    x, y = make_batch("categorical", 24, 6, 3)
+    losses = [optimizer.step(closure).item() for _ in range(40)]
+    assert losses[-1] < 0.9 * losses[0]
+    assert not any(map(torch.equal, parameters(head), before))
+    said = optimizer.coverage()
+    assert set(said) == {"0.weight", "0.bias", "head.weight", "head.bias"}
+    state = optimizer.state_dict()
+    kept = dict(zip(state["param_groups"][1]["param_names"], state["param_groups"][1]["params"], strict=True))
+    rule = {"SOAP": "left_basis", "Shampoo": "left_root", "AdamW": "exp_avg", "SGD": "momentum_buffer"}
+    key = next((key for name, key in rule.items() if said["head.weight"].startswith(name)), None)
+    assert key is None or key in state["state"][kept["head.weight"]]
+
+
+@pytest.mark.parametrize("entry", [e for e in OPTIMIZERS if "max_dimension" in inspect.signature(e.cls).parameters])
+def test_a_matrix_of_an_added_group_is_one_from_the_start(entry):
+    """The update of one group over both layers."""
+    found = []
+    for added in (False, True):
+        model = network()
+        optimizer = build(entry, torch.nn.Sequential(model[0]) if added else model)
+        if added:
+            optimizer.add_param_group({"params": [(f"2.{name}", p) for name, p in model[2].named_parameters()]})
+        train(optimizer, model, 6)
+        found.append(parameters(model))
+    assert all(map(torch.equal, *found))

@@ -250,7 +250,6 @@ def test_its_own_eigenvalues_are_not_kfacs():
 
 @pytest.mark.parametrize("split", [(13, 12), (1, 20, 4)])
 def test_micro_batches_of_images(split):
-    """With more images than inputs of any layer, else the vectors of A's eigenvalue 0 are rounding's choice."""
     found = []
     for parts in ((25,), split):
         model, _, _ = problem("convolutions")

@@ -139,6 +139,87 @@ def test_initial_statistics_leave_the_parameters_alone():
     torch.testing.assert_close(stored_inputs(optimizer), covariance(torch.cat([x for x, _ in batches])))
 
 
+class PapersOrder:
+    """Dense FOOF of one layer without bias: step with the old inverse, then invert, then take the batch in."""
+
+    def __init__(self, W, *, lr, damping, m, every, window, initial):
+        self.W, self.lr, self.damping, self.m = W, lr, damping, m
+        self.every, self.window = every, window
+        self.Sigma, self.weight, self.t = torch.zeros(W.shape[1], W.shape[1], dtype=DTYPE), 0.0, 0
+        for x in initial:
+            self.average(x)
+        self.invert()
+
+    def average(self, x):
+        """Numerator and denominator of a normalised exponential average."""
+        self.Sigma = self.m * self.Sigma + x.T @ x / len(x)
+        self.weight = self.m * self.weight + 1
+
+    def invert(self):
+        A = self.Sigma / self.weight if self.weight else self.Sigma
+        self.inverse = torch.linalg.inv(A + self.damping * torch.eye(len(A), dtype=DTYPE))
+
+    def step(self, x, y):
+        V = 2 * (x @ self.W.T - y).T @ x / y.numel()
+        self.W = self.W - self.lr * self.damping * V @ self.inverse
+        if self.t % self.every == 0:
+            self.invert()
+        if self.every - self.t % self.every <= self.window:
+            self.average(x)
+        self.t += 1
+
+
+@pytest.mark.parametrize("initial", [0, 3])
+@pytest.mark.parametrize(("every", "window"), [(1, 1), (3, 3), (4, 2), (4, None)])
+@pytest.mark.parametrize("thin", [False, True])
+def test_the_papers_order_is_step_then_inversion_then_statistics(every, window, initial, thin):
+    settings = {"lr": 0.2, "damping": 0.1}
+    n, d_out = (6, 13) if thin else (12, 3)
+    errors = {}
+    for order in ("step_first", "statistics_first"):
+        model = make_net(4, d_out, bias=False)
+        batches = [make_batch("gaussian", n, 4, d_out, seed=step) for step in range(initial + 10)]
+        optimizer = FOOF(
+            model,
+            momentum=0.0,
+            factor_decay=0.7,
+            inverses_every=every,
+            statistics_window=window,
+            initial_statistics=initial,
+            order=order,
+            **settings,
+        )
+        reference = PapersOrder(
+            model[0].weight.detach().clone(),
+            m=0.7,
+            every=every,
+            window=window or every,
+            initial=[x for x, _ in batches[:initial]],
+            **settings,
+        )
+        errors[order] = 0.0
+        for step, (x, y) in enumerate(batches):
+            optimizer.step(make_closure(model, x, y, "gaussian"))
+            if step >= initial:
+                reference.step(x, y)
+            errors[order] = max(errors[order], relative_error(model[0].weight.detach(), reference.W))
+    assert errors["step_first"] < EXACT
+    assert errors["statistics_first"] > 1e-3
+
+
+def test_a_resumed_run_keeps_the_papers_order():
+    models = [make_net(4, 5, 3), make_net(4, 5, 3, seed=1)]
+    settings = {"order": "step_first", "inverses_every": 3, "initial_statistics": 2, "likelihood": "gaussian"}
+    optimizers = [FOOF(model, **settings) for model in models]
+    for step in range(12):
+        if step == 6:
+            models[1].load_state_dict(models[0].state_dict())
+            optimizers[1].load_state_dict(optimizers[0].state_dict())
+        for model, optimizer in list(zip(models, optimizers, strict=True))[: 2 if step >= 6 else 1]:
+            optimizer.step(make_closure(model, *make_batch("gaussian", 8, 4, 3, seed=step), "gaussian"))
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
+
+
 def variant_direction(variant, *, damping=0.03, lr=1.0):
     """(what FOOF took the parameters by, per layer; the layers' gradients; A and G as stored)."""
     model = make_net(4, 6, 5, 3)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kftune.errors import CurvatureError, DivergenceError
-from kftune.optim.matrixwise.roots import eigenbases, iterated_bases
+from kftune.optim.matrixwise.roots import EigenBasis, eigenbases, iterated_bases
 from kftune.optim.methods.adamw import AdamW
 from kftune.optim.methods.soap import SOAP
 from tests.optim._dense import DTYPE, make_batch, make_closure, make_net, relative_error
@@ -129,7 +129,7 @@ def test_the_iteration_approaches_the_eigenbasis():
     M = Q @ torch.diag(0.5 ** torch.arange(6.0, dtype=DTYPE)) @ Q.T
     errors = []
     for _ in range(30):
-        ((basis, _),) = iterated_bases(["M"], [M.tril()], [basis])
+        (((basis, _), _),) = iterated_bases(["M"], [M.tril()], [EigenBasis(basis, 6)])
         errors.append(((basis.T @ Q).abs() - torch.eye(6, dtype=DTYPE)).abs().max().item())
     assert errors[19] < 1e-4
     assert errors[29] / errors[19] == pytest.approx(0.5**10, rel=0.3)
@@ -138,9 +138,9 @@ def test_the_iteration_approaches_the_eigenbasis():
 def test_the_eigenbasis_is_a_fixed_point_and_swaps_are_undone():
     g = torch.Generator().manual_seed(0)
     X = torch.randn(6, 6, generator=g, dtype=DTYPE)
-    (basis,) = eigenbases(["M"], [X @ X.T])
-    swapped = basis[:, [1, 0, 2, 3, 5, 4]]
-    ((found, order),) = iterated_bases(["M"], [X @ X.T], [swapped])
+    ((basis, _),) = eigenbases(["M"], [X @ X.T])
+    swapped = EigenBasis(basis[:, [1, 0, 2, 3, 5, 4]], 6)
+    (((found, _), order),) = iterated_bases(["M"], [X @ X.T], [swapped])
     assert order.tolist() == [1, 0, 2, 3, 5, 4]
     assert relative_error((found.T @ basis).abs(), torch.eye(6, dtype=DTYPE)) < 1e-10
 
@@ -158,30 +158,31 @@ def test_the_averaged_gradient_survives_a_change_of_basis():
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
-def rotated_run(make_optimizer, rotation):
+def rotated_run(make_optimizer, rotation, sizes):
     """The weights after training on x·rotationᵀ from W·rotationᵀ in the first layer, rotated back."""
-    model = make_net(5, 5, 5)
+    model = make_net(*sizes)
     with torch.no_grad():
         model[0].weight.copy_(model[0].weight @ rotation.T)
     optimizer = make_optimizer(model)
     for step in range(8):
-        x, y = make_batch("gaussian", 12, 5, 5, seed=step)
+        x, y = make_batch("gaussian", 12, 5, sizes[-1], seed=step)
         optimizer.step(make_closure(model, x @ rotation.T, y, "gaussian"))
     with torch.no_grad():
         model[0].weight.copy_(model[0].weight @ rotation)
     return weights(model)
 
 
-def rotation_error(make_optimizer):
+def rotation_error(make_optimizer, sizes=(5, 5, 5)):
     rotation = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(3), dtype=DTYPE)).Q
     identity = torch.eye(5, dtype=DTYPE)
-    return relative_error(rotated_run(make_optimizer, rotation), rotated_run(make_optimizer, identity))
+    return relative_error(rotated_run(make_optimizer, rotation, sizes), rotated_run(make_optimizer, identity, sizes))
 
 
 @pytest.mark.parametrize("every", [1, 3])
-def test_rotating_the_inputs_rotates_the_trajectory(every):
-    """Square layers: in a null space of the first factors rounding would choose the basis."""
-    assert rotation_error(lambda model: SOAP(model, inverses_every=every, **ADAM)) < 1e-9
+@pytest.mark.parametrize("sizes", [(5, 5, 5), (5, 3, 2), (5, 9, 4)], ids=str)
+def test_rotating_the_inputs_rotates_the_trajectory(sizes, every):
+    """Unless layers are square, the first factors have null spaces, in which any basis is as good."""
+    assert rotation_error(lambda model: SOAP(model, inverses_every=every, **ADAM), sizes) < 1e-9
 
 
 def test_adamw_lacks_that():
@@ -210,4 +211,39 @@ def test_an_overflown_factor_is_an_error_that_names_it():
 def test_a_factor_without_a_basis_is_an_error_that_names_it():
     factor = torch.full((3, 3), 1e38)
     with pytest.raises(CurvatureError, match="the left factor has no orthogonal basis"):
-        iterated_bases(["left factor"], [factor], [torch.full((3, 3), 1.0)])
+        iterated_bases(["left factor"], [factor], [EigenBasis(torch.full((3, 3), 1.0), 3)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_rank_is_where_a_gap_is(dtype):
+    """Eigenvalues that decay steadily into rounding leave nothing to say."""
+    g = torch.Generator().manual_seed(0)
+    Q = torch.linalg.qr(torch.randn(8, 8, generator=g, dtype=DTYPE)).Q
+    eps = torch.finfo(dtype).eps
+    for values, rank in (
+        ([1, 0.1, 1e-2, 0, 0, 0, 0, 0], 3),
+        ([1] * 8, 8),
+        ([1, 0.1, 1e-2, 1e-3, 300 * eps, 100 * eps, 30 * eps, 10 * eps], 8),
+        ([0] * 8, 0),
+    ):
+        M = (Q * torch.tensor(values, dtype=DTYPE) @ Q.T).to(dtype)
+        (basis,) = eigenbases(["M"], [M])
+        assert basis.rank == rank
+        ((again, _),) = iterated_bases(["M"], [M], [basis])
+        assert again.rank == rank
+        ((found, _),) = iterated_bases(["M"], [torch.eye(8, dtype=dtype)], [basis])
+        assert found.rank == 8
+        identity = torch.eye(8, dtype=DTYPE)
+        assert relative_error(again.vectors.T.double() @ again.vectors.double(), identity) < 100 * eps
+
+
+def test_a_column_that_adds_nothing_comes_last():
+    """Of a factor that lost its rank: what the others span does not depend on it."""
+    g = torch.Generator().manual_seed(0)
+    X = torch.randn(6, 2, generator=g, dtype=DTYPE)
+    basis = EigenBasis(torch.linalg.qr(torch.randn(6, 6, generator=g, dtype=DTYPE)).Q, 6)
+    ((found, order),) = iterated_bases(["M"], [X @ X.T], [basis])
+    assert found.rank == 2
+    assert sorted(order.tolist()) == list(range(6))
+    projector = found.vectors[:, :2] @ found.vectors[:, :2].T
+    assert relative_error(projector @ X, X) < 1e-12

@@ -168,3 +168,45 @@ def test_bound_closures_train_with_dropout_and_in_low_precision():
 )
 def test_how_far_losses_may_differ(before, now, expected):
     assert bool(losses_differ(torch.tensor(before), torch.tensor(now))) is expected
+
+
+class OfItsSlope(nn.Module):
+    """u(t), and du/dt inside the closure, as physics-informed losses have it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+
+    def closure(self, t):
+        t = t.clone().requires_grad_()
+        u = self.layers(t)
+        (slope,) = torch.autograd.grad(u.sum(), t, create_graph=True)
+        return (slope - u).square().mean() + (u[0] - 1).square().sum(), u
+
+
+@pytest.mark.parametrize("damping", [{}, {"adaptive_damping": True, "damping_every": 1}])
+@pytest.mark.parametrize("rescale", ["none", "alpha", "alpha_and_momentum"])
+def test_losses_that_differentiate_by_their_inputs_can_be_run_again(rescale, damping):
+    if rescale == "none" and damping:
+        pytest.skip("it runs nothing again")
+    model, t = OfItsSlope(), torch.linspace(0, 1, 16, dtype=DTYPE)[:, None]
+    optimizer = build(model, rescale, likelihood="gaussian", **damping)
+    before = position(model)
+    for _ in range(3):
+        optimizer.step(lambda: model.closure(t))
+    assert torch.isfinite(position(model)).all()
+    assert not torch.equal(position(model), before)
+
+
+def test_what_a_replay_measures_is_the_change_of_the_loss():
+    model, t = OfItsSlope(), torch.linspace(0, 1, 16, dtype=DTYPE)[:, None]
+    replay = Replay(model)
+    replay.add(lambda: model.closure(t), replay.random_state(), model.closure(t)[0], 16)
+    before = model.closure(t)[0].item()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.1)
+        change = replay.loss_change()
+    assert not change.requires_grad
+    assert change.item() == model.closure(t)[0].item() - before

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from kftune.errors import DivergenceError
+from kftune.errors import CurvatureError, DivergenceError
 from kftune.optim import KFAC, OPTIMIZERS, NaturalGradient
 from kftune.optim.preconditioning.kl_clip import kl_clip_factor
 from tests.optim._contract import build, parameters
@@ -84,6 +84,62 @@ def test_a_small_damping_costs_no_digits_in_single_precision(damping):
     assert relative_error(*found) < 0.05
 
 
+def natural_change(sizes, likelihood, dtype, **options):
+    """What one update adds to the parameters, in float64, and the resolution of parameters of the type."""
+    model = make_net(*sizes).to(dtype)
+    before = parameters(model)
+    optimizer = NaturalGradient(model, momentum=0.0, kl_clip=None, likelihood=likelihood, **options)
+    x, y = make_batch(likelihood, 16, sizes[0], sizes[-1])
+    y = y if likelihood == "categorical" else y.to(dtype)
+    optimizer.step(make_closure(model, x.to(dtype), y, likelihood))
+    change = [(a - b).double().flatten() for a, b in zip(parameters(model), before, strict=True)]
+    grain = torch.finfo(dtype).eps * torch.cat([p.double().flatten() for p in before]).norm()
+    return torch.cat(change), grain
+
+
+@pytest.mark.parametrize("fisher", ["empirical", "exact"])
+@pytest.mark.parametrize("likelihood", ["gaussian", "categorical"])
+@pytest.mark.parametrize("sizes", [(6, 8, 3), (40, 60, 60, 10)], ids=str)
+def test_a_solution_is_right_or_refused(sizes, likelihood, fisher):
+    """In single precision as in double, at any damping: V in the span of F's examples, or, with other examples, not."""
+    refused = []
+    for damping in (10.0**-k for k in range(2, 13)):
+        for n_examples in (4, None):
+            options = {"lr": damping, "damping": damping, "fisher": fisher, "fisher_examples": n_examples}
+            expected, _ = natural_change(sizes, likelihood, torch.float64, **options)
+            try:
+                found, grain = natural_change(sizes, likelihood, torch.float32, **options)
+            except CurvatureError:
+                refused.append((damping, n_examples))
+            else:
+                assert (found - expected).norm() < 0.5 * expected.norm() + grain
+    assert refused
+    assert max(damping for damping, _ in refused) < 1e-6
+    assert all(n_examples is None for _, n_examples in refused)
+
+
+def test_what_is_refused_says_so():
+    with pytest.raises(CurvatureError, match=r"the damping 1e-09 is too small: all .* is the gradient's rounding"):
+        natural_change((6, 8, 3), "gaussian", torch.float32, damping=1e-9, fisher="empirical")
+
+
+@pytest.mark.parametrize("block_diagonal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_damping_below_what_double_precision_resolves_is_refused(dtype, block_diagonal):
+    model = make_net(6, 8, 3).to(dtype)
+    before = parameters(model)
+    optimizer = NaturalGradient(
+        model, damping=1e-17, fisher="empirical", block_diagonal=block_diagonal, likelihood="gaussian"
+    )
+    x, y = make_batch("gaussian", 8, 6, 3)
+    with pytest.raises(CurvatureError, match=r"the damping is too small: the matrix of gradient products of .*float64"):
+        optimizer.step(make_closure(model, x.to(dtype), y.to(dtype), "gaussian"))
+    assert all(torch.equal(a, b) for a, b in zip(parameters(model), before, strict=True))
+    for group in optimizer.param_groups:
+        group["damping"] = 0.1
+    optimizer.step(make_closure(model, x.to(dtype), y.to(dtype), "gaussian"))
+
+
 def test_an_unjudged_update_is_refused():
     model = make_net(4, 5, 3)
     optimizer = KFAC(model, likelihood="gaussian")
@@ -97,6 +153,60 @@ def test_an_unjudged_update_is_refused():
     with pytest.raises(DivergenceError, match="KL clip"):
         optimizer.step(overflowing)
     assert all(torch.equal(a, b) for a, b in zip(parameters(model), before, strict=True))
+
+
+def normalised(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 3)).to(DTYPE)
+
+
+@pytest.mark.parametrize("entry", WITH_CLIP, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("unequal", [False, True], ids=["one lr", "two lrs"])
+def test_the_fallback_counts_in_the_clip_if_it_is_to(entry, unequal):
+    """Σ η²ν²⟨P, V⟩ of everything that moved is κ: at lr 3 the vectors of a LayerNorm alone are beyond it."""
+    kappa, beyond = 1e-3, []
+    for inside in (True, False):
+        for seed in range(3):
+            model = normalised(seed)
+            optimizer = build(
+                entry, model, likelihood="gaussian", lr=3.0, kl_clip=kappa, clip_fallback=inside, momentum=0.0
+            )
+            if unequal:
+                group = optimizer.param_groups[0]
+                rest = {k: v for k, v in group.items() if k not in ("params", "param_names")}
+                ends = [(slice(0, 2), 3.0), (slice(2, None), 2.0)]
+                optimizer.param_groups[:] = [
+                    rest | {"params": group["params"][own], "param_names": group["param_names"][own], "lr": lr}
+                    for own, lr in ends
+                ]
+            lrs = [3.0] * 2 + [2.0 if unequal else 3.0] * 4
+            x, y = make_batch("gaussian", 12, 4, 3, seed=seed)
+            V = torch.autograd.grad(make_closure(model, x, 5 * y, "gaussian")()[0], list(model.parameters()))
+            before = parameters(model)
+            optimizer.accumulate(make_closure(model, x, 5 * y, "gaussian"))
+            gradients = [p.grad.clone() for p in model.parameters()]
+            optimizer.step()
+            assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), gradients, strict=True))
+            # moved = ηνP
+            moved = [b - a for b, a in zip(before, parameters(model), strict=True)]
+            products = torch.tensor([lr * float((m * v).sum()) for lr, m, v in zip(lrs, moved, V, strict=True)])
+            by_layer = [products[:2].sum(), products[2], products[3], products[4:].sum()]
+            judged = (
+                float(torch.stack(by_layer).abs().sum())
+                if unequal or entry.name == "two_level_kfac"
+                else float(sum(by_layer))
+            )
+            scale = optimizer.readings()["kl_clip_scale"]
+            if inside:
+                assert judged * scale == pytest.approx(kappa, rel=1e-5)
+                assert optimizer.coverage()["1.weight"] == "SGD, inside the KL clip"
+                # νP of the fallback is ν times its gradient
+                torch.testing.assert_close(moved[2], lrs[2] * scale * V[2], rtol=1e-5, atol=1e-12)
+            else:
+                # the vectors are not shortened: η²⟨V, V⟩ of them comes on top
+                beyond.append(float(sum(lr**2 * v.square().sum() for lr, v in zip(lrs[2:4], V[2:4], strict=True))))
+                torch.testing.assert_close(moved[2], lrs[2] * V[2])
+    assert max(beyond) > kappa
 
 
 def test_coverage_says_what_is_outside_the_clip():

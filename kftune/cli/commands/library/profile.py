@@ -17,7 +17,7 @@ from kftune.errors import UnknownNameError, UsageError, suggestion
 from kftune.progress.output import print_json, say
 
 if TYPE_CHECKING:
-    from kftune.problems import ProblemEntry
+    from kftune.problems import OwnProblem, ProblemEntry
     from kftune.training.profile import Contestant
 
 __all__ = ["profile"]
@@ -56,7 +56,7 @@ def profile(
         typer.Option("--steps", min=1, help="Steps of a block, rounded up to whole periods. Default: 0.3 seconds."),
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Blocks per optimizer.")] = _ROUNDS,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = _THREADS,
+    threads: Annotated[int, typer.Option("--threads", min=1, max=1024, help="CPU threads.")] = _THREADS,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:0; auto is cuda if there is one.")] = _AUTO,
     data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the tables to this Markdown file too.")] = None,
@@ -65,14 +65,14 @@ def profile(
     """Measure the step of optimizers as a multiple of SGD's, on this machine and your problem."""
     from kftune._targets import importable_from
     from kftune.cli.rendering.profile_tables import markdown, print_profile
-    from kftune.problems import PROBLEMS, default_data_dir
+    from kftune.problems import default_data_dir, find_problem
     from kftune.progress.profiles import ProfileProgress
     from kftune.study.executors.leases import leased
     from kftune.training.profile import ProfileSpec
     from kftune.training.profile import profile as measure
 
     with importable_from(Path.cwd()):
-        entry = PROBLEMS.get(problem)
+        entry = find_problem(problem)
         contestants = _contestants(optimizers, variants or [])
         contestants, problem_args = _with_settings(contestants, problem, entry, settings or [])
         spec = ProfileSpec(
@@ -163,7 +163,7 @@ def _variant(text: str) -> Contestant:
 
 
 def _with_settings(
-    contestants: Sequence[Contestant], problem: str, entry: ProblemEntry, settings: Sequence[str]
+    contestants: Sequence[Contestant], problem: str, entry: ProblemEntry | OwnProblem, settings: Sequence[str]
 ) -> tuple[list[Contestant], dict[str, Any]]:
     """The contestants and the problem's arguments with every ``--set``; a variant's own settings win."""
     from dataclasses import replace

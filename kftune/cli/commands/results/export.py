@@ -26,7 +26,8 @@ def export(
         str | None,
         typer.Argument(
             metavar="[STUDY]",
-            help="A study (file/problem/optimizer), a study file, its name, or a database file. "
+            help="A study (file/problem/optimizer), a problem of a file (file/problem), a study file, its name, or a "
+            "database file. "
             "Default: the only database (*.db) in this directory.",
         ),
     ] = None,
@@ -42,6 +43,13 @@ def export(
         Path | None,
         typer.Option("--out", "-o", help="A file; for csv and parquet also a directory, for runs and curves apart."),
     ] = None,
+    winner: Annotated[
+        bool,
+        typer.Option(
+            "--winner",
+            help="Only the best optimizer of every problem, as compare ranks them; python is always that.",
+        ),
+    ] = False,
     storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
@@ -51,16 +59,18 @@ def export(
     as_ = "json" if as_json else as_
     if as_ in ("csv", "parquet") and out is None:
         raise UsageError(f"--as {as_} needs --out: a file, or a directory for runs and curves apart")
+    if winner and as_ in ("csv", "parquet"):
+        raise UsageError(f"--as {as_} writes all runs, and --winner is one configuration: give one of them")
     files = _load(study, storage)
     if as_ in ("csv", "parquet") and out is not None:
         for path in _write_tables(files, out, as_):
             say(f"wrote {path}", whole=True)
         return
-    _give(_text(files, as_), out)
+    _give(_text(files, as_, only_winners=winner or as_ == "python"), out)
 
 
 def _load(study: str | None, storage: str | None) -> list[FileResults]:
-    """The named studies; of one that is named in full nothing else."""
+    """The named studies; of one that is named in full, or of a problem, nothing else."""
     from dataclasses import replace
 
     from kftune.analysis.stored.results import load_results
@@ -72,16 +82,18 @@ def _load(study: str | None, storage: str | None) -> list[FileResults]:
     if in_full is None:
         return files
     known = [found.record.study for file in files for found in file.studies]
-    if in_full not in known:
+    meant = [name for name in known if name == in_full or name.startswith(f"{in_full}/")]
+    if not meant:
         raise UnknownNameError("study", in_full, known)
-    return [replace(file, studies=tuple(s for s in file.studies if s.record.study == in_full)) for file in files]
+    return [replace(file, studies=tuple(s for s in file.studies if s.record.study in meant)) for file in files]
 
 
-def _text(files: list[FileResults], as_: str) -> str:
-    from kftune.analysis.ranking.chosen import chosen_configurations
+def _text(files: list[FileResults], as_: str, *, only_winners: bool) -> str:
+    from kftune.analysis.ranking.chosen import chosen_configurations, winners
     from kftune.cli.rendering.snippets import as_python, as_yaml
 
-    chosen = [configuration for file in files for configuration in chosen_configurations(file)]
+    find = winners if only_winners else chosen_configurations
+    chosen = [configuration for file in files for configuration in find(file)]
     if not chosen:
         raise UsageError("no trial has ended well yet, so there is no configuration to export")
     if as_ == "json":
@@ -91,8 +103,8 @@ def _text(files: list[FileResults], as_: str) -> str:
     if as_ == "yaml":
         return as_yaml(chosen)
     if len(chosen) > 1:
-        names = ", ".join(configuration.study for configuration in chosen)
-        raise UsageError(f"--as python is for one study: name one of {names}")
+        names = ", ".join(configuration.study.rpartition("/")[0] for configuration in chosen)
+        raise UsageError(f"--as python is for one problem's winner: name one of {names}")
     return as_python(chosen[0])
 
 

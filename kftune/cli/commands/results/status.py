@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kftune.cli._options import AsJson, Storage, StoredStudy
 from kftune.cli._target import find_target, open_to_read
 from kftune.progress.output import counted, print_json, print_table, say
-from kftune.wording import duration, number, outcome_title
+from kftune.wording import duration, number, outcome_title, trials_made
 
 if TYPE_CHECKING:
     from kftune.analysis.stored.status import FileStatus, Ledger, StudyStatus
@@ -33,10 +33,9 @@ def status(study: StoredStudy = None, *, storage: Storage = None, as_json: AsJso
 
 
 def _print(found: FileStatus, database: str) -> None:
-    n_trials = sum(study.n_trials for study in found.studies)
-    n_finished = sum(study.n_finished for study in found.studies)
+    made = trials_made((study.n_finished, study.n_trials) for study in found.studies)
     state = "complete" if found.is_complete else "not complete"
-    say(f"{found.name}: {n_finished} of {n_trials} trials, {state} ({database})", bold=True)
+    say(f"{found.name}: {made} trials, {state} ({database})", bold=True)
     print_table(
         ("problem", "optimizer", "trials", "runs", "best", "in trial", "failed runs"),
         [_row(study) for study in found.studies],
@@ -55,7 +54,7 @@ def _row(study: StudyStatus) -> tuple[str, ...]:
     return (
         study.problem,
         study.optimizer,
-        f"{study.n_finished}/{study.n_trials}",
+        trials_made([(study.n_finished, study.n_trials)]).replace(" of ", "/"),
         str(study.n_runs),
         number(study.best_value),
         "–" if study.best_trial is None else str(study.best_trial),

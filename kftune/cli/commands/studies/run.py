@@ -42,9 +42,15 @@ def run(
         ("--storage", storage),
     ):
         again += [] if value is None else [option, str(value)]
-    if dry_run:
-        print_summary(config, make_plans(config))
     sitting = Sitting(
-        config, devices=devices, workers=workers, data_dir=data_dir, again=shlex.join(map(without_password, again))
+        config,
+        devices=devices,
+        workers=workers,
+        data_dir=data_dir,
+        again=shlex.join(map(without_password, again)),
+        file=str(study),
     )
+    if dry_run:
+        sitting.check()  # what is wrong is said before what it would amount to
+        print_summary(config, make_plans(config))
     raise typer.Exit(sitting.search(dry_run=dry_run))

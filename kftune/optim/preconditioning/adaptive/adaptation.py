@@ -90,11 +90,17 @@ class Adaptation:
 
     def gammas(self, n_updates: int) -> tuple[float, ...]:
         """The γ to try at an update that inverts: ω₂γ, γ and γ/ω₂ if they are due, else γ (section 6.6)."""
-        if not self.options.adaptive_gamma or n_updates - self._last_trial < self.options.gamma_every:
+        if not self.options.adaptive_gamma or not self._gamma_is_due(n_updates):
             return (self.gamma,)
         self._last_trial = n_updates
         ratio = _DECAY ** (self.options.gamma_every / 2)
         return max(ratio * self.gamma, _MIN_DAMPING**0.5), self.gamma, self.gamma / ratio
+
+    def _gamma_is_due(self, n_updates: int) -> bool:
+        every = self.options.gamma_every
+        if self.options.gamma_at_multiples:  # one has come since the last time
+            return (n_updates + 1) // every > (self._last_trial + 1) // every
+        return n_updates - self._last_trial >= every
 
     def step(
         self,

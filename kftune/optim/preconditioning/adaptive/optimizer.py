@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,18 +45,17 @@ class AdaptiveOptimizer(KroneckerOptimizer):
         *,
         options: AdaptiveOptions,
         averaging: float,
-        damping: float,
-        weight_decay: float,
         likelihood: Likelihood,
         **arguments: Any,
     ) -> None:
         check_range("averaging", averaging, high=1.0)
-        super().__init__(model, damping=damping, weight_decay=weight_decay, likelihood=likelihood, **arguments)
+        super().__init__(model, likelihood=likelihood, **arguments)
         self._averaging = averaging
         self._adaptation: Adaptation | None = None
         if options.rescale != "none":
-            self._adaptation = Adaptation(model, likelihood, options, damping + weight_decay)
+            self._adaptation = Adaptation(model, likelihood, options, self._damping_of(self.param_groups[0]))
             self._fallback = "gradient, length by the quadratic model"
+            self.adapts = ("damping",) if options.adaptive_damping else ()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; refused with ``rescale``.
@@ -81,13 +81,10 @@ class AdaptiveOptimizer(KroneckerOptimizer):
         self._install(self._make_preconditioners())
 
     def _dampings(self) -> dict[str, float]:
-        """Layer → λ; γ² where γ is adapted, λ + weight decay where lengths are."""
-        if self._adaptation is None:
+        """As without adaptation; γ² where γ is adapted."""
+        if self._adaptation is None or not self._adaptation.options.adaptive_gamma:
             return super()._dampings()
-        group = self.param_groups[0]
-        adapted = self._adaptation.options.adaptive_gamma
-        damping = self._adaptation.gamma**2 if adapted else group["damping"] + group["weight_decay"]
-        return dict.fromkeys(self._layers, damping)
+        return dict.fromkeys(self._layers, self._adaptation.gamma**2)
 
     def _prefers_factors(self, layer: Layer, n_rows: int) -> bool:
         # The quadratic model needs the gradient itself.
@@ -121,7 +118,7 @@ class AdaptiveOptimizer(KroneckerOptimizer):
         if self._averaging:
             with self.phases.phase("update"):
                 trained = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
-                average_iterates(self.state, trained, decay_of(self._n_updates, self._averaging))
+                average_iterates(self.state, trained, partial(decay_of, factor_decay=self._averaging), self._n_updates)
 
     def _update_by_model(self, adaptation: Adaptation) -> None:
         """θ ← θ + ηδ with δ = αΔ + μδ₀ at the lowest M, γ kept if that was its doing; then λ by the reduction of h."""
@@ -189,8 +186,9 @@ class AdaptiveOptimizer(KroneckerOptimizer):
 
     def _check_extra_state(self, extra: dict[str, Any]) -> None:
         super()._check_extra_state(extra)
-        if (self._adaptation is None) != (extra["adaptation"] is None):
-            its, own = ("plain", "adaptive") if extra["adaptation"] is None else ("adaptive", "plain")
+        saved = extra.get("adaptation")  # states of before a method could adapt itself do not say
+        if (self._adaptation is None) != (saved is None):
+            its, own = ("plain", "adaptive") if saved is None else ("adaptive", "plain")
             raise ValueError(f"the state_dict is one of {its} K-FAC, this optimizer is {own}: see its options")
 
     def _load_extra_state(self, extra: dict[str, Any]) -> None:

@@ -14,7 +14,12 @@ RESCALES: tuple[str, ...] = get_args(Rescale)
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveOptions:
-    """The options of :class:`~kftune.optim.methods.kfac.KFAC` of the same names."""
+    """The options of :class:`~kftune.optim.methods.kfac.KFAC` of the same names.
+
+    Attributes:
+        gamma_at_multiples: whether γ is due in updates whose number is a multiple of ``gamma_every``, instead of so
+            many after the last one in which it was.
+    """
 
     rescale: Rescale
     adaptive_damping: bool
@@ -22,13 +27,17 @@ class AdaptiveOptions:
     damped_reduction: bool
     adaptive_gamma: bool
     gamma_every: int
+    gamma_at_multiples: bool = False
 
-    def check(self, fixed_step: Mapping[str, object], damping_method: str) -> None:
+    def check(
+        self, fixed_step: Mapping[str, object], damping_method: str, *, decoupled_weight_decay: bool = False
+    ) -> None:
         """Refuse what contradicts itself or would have no effect.
 
         Args:
             fixed_step: the options that otherwise set the length of an update; None, 0 or False where not in use.
             damping_method: how the factors are damped.
+            decoupled_weight_decay: whether weight decay is no part of the objective.
 
         Raises:
             ValueError: it names the options.
@@ -48,6 +57,11 @@ class AdaptiveOptions:
             raise ValueError(
                 f"rescale={self.rescale!r} makes the quadratic model set the length of an update; "
                 f"it needs kl_clip=None, momentum=0 and nesterov=False, got {found}"
+            )
+        elif decoupled_weight_decay:
+            raise ValueError(
+                f"rescale={self.rescale!r} models the objective, weight decay inside: "
+                "it needs decoupled_weight_decay=False, got True"
             )
         if self.adaptive_gamma and damping_method != "factored":
             raise ValueError(f"adaptive_gamma needs damping_method='factored', got {damping_method!r}")

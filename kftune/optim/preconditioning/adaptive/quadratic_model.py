@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from kftune.optim.curvature.likelihoods import Likelihood
+from kftune.optim.linalg.products import precise
 
 Direction: TypeAlias = Mapping[nn.Parameter, Tensor]
 """Parameter → what is added to it; parameters that are not named stay as they are."""
@@ -75,7 +76,8 @@ class QuadraticModel:
 def inner_products(gradient: Direction, directions: Sequence[Direction]) -> Tensor:
     """[∇h d₁ … d_k]ᵀ[∇h d₁ … d_k], (k + 1, k + 1) in float64 on the device; ``gradient`` names every parameter."""
     n = sum(g.numel() for g in gradient.values())
-    rows = next(iter(gradient.values())).new_zeros(len(directions) + 1, n + -n % _BLOCK)
+    first = next(iter(gradient.values()))
+    rows = first.new_zeros(len(directions) + 1, n + -n % _BLOCK, dtype=precise(first.dtype))
     for row, d in zip(rows, (gradient, *directions), strict=True):
         torch.cat([(d[p] if p in d else torch.zeros_like(g)).reshape(-1) for p, g in gradient.items()], out=row[:n])
     # One product of 10⁷ entries in a row is wrong by 1e-3 in float32.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
@@ -71,7 +71,8 @@ class Replay:
             # Fused attention cannot be differentiated twice.
             with self._again(run), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
                 loss, output = run.closure()
-                found.append(fisher_products(output, directions, likelihood))
+                with _hooks_aside(p for direction in directions for p in direction):
+                    found.append(fisher_products(output, directions, likelihood))
             differs.append(losses_differ(run.loss, loss.detach()))
         if not found:
             raise RuntimeError("there is no closure to run again")
@@ -84,8 +85,9 @@ class Replay:
         """The mean loss over all examples now, less what it was when the closures ran; float64 on the device."""
         changes = []
         for run in self._runs:
-            with self._again(run):
-                loss, _ = run.closure()
+            # A loss may differentiate by its inputs: it is run as it was.
+            with self._again(run), torch.enable_grad():
+                loss = run.closure()[0].detach()
             changes.append((loss.double() - run.loss.double()) * run.n_examples)
         return self._mean(torch.stack(changes).sum())
 
@@ -115,6 +117,19 @@ class Replay:
             finally:
                 for module, name, buffer in buffers:
                     module._buffers[name] = buffer
+
+
+@contextmanager
+def _hooks_aside(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside the block hooks on parameters' gradients stand aside: they are for the gradient, not for the curvature."""
+    hooked = [(p, p._backward_hooks) for p in dict.fromkeys(parameters) if p._backward_hooks]
+    try:
+        for p, _ in hooked:
+            p._backward_hooks = None
+        yield
+    finally:
+        for p, hooks in hooked:
+            p._backward_hooks = hooks
 
 
 def losses_differ(before: Tensor, now: Tensor) -> Tensor:
