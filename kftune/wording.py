@@ -28,7 +28,7 @@ __all__ = [
 _GAP = 50  # characters for saying how many are left out
 _OBJECTIVES = {"test_loss": "test loss", "train_loss": "train loss", "test_error": "test error"}
 _LOSS_DIGITS = 4
-_LOGIN = r"((?:\w[\w+.-]*:/{0,2})[^\s:/@'\"]*|^[^\s:/@'\"]+(?!:/))"  # up to the colon before the password
+_LOGIN = r"((?:\w[\w+.-]*(?::/{0,2}|//))[^\s:/@'\"]*|^[^\s:/@'\"]+(?!:/))"  # up to the colon before the password
 _SECRET_KEY = re.compile(r"(?i)([?&](?:password|passwd|pwd|sslpassword)=)[^&#\s'\"]*")
 _OUTCOMES = {"out_of_memory": "out of memory", "timed_out": "timed out"}
 

@@ -46,6 +46,8 @@ class Repository(Reading):
         # Optuna tells of every study it makes; kftune has its own ways to say so.
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
+        # What it cannot read is an error of ours; it would tell of every query that it then tries in another way.
+        logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)
         access: Access = "read" if read_only else "create" if create else "write"
         database = Database.parse(url, access)
         with storage_errors(database.name):

@@ -19,6 +19,7 @@ URLS = [
     f"mysql+{SECRET}://me:{SECRET}@host/db",
     f"postgresql:me:{SECRET}@host/db",
     f"postgresql:/me:{SECRET}@host/db",
+    f"postgresql//me:{SECRET}@host/db",
     f"postgresql://me:a@{SECRET}@host/db",  # mis-escaped
     f"postgresql://me:a/{SECRET}@host:port/db",
     f"postgresql://me:a:{SECRET}@host:99999x/db",

@@ -22,7 +22,7 @@ def storage_url(value: Any) -> str:
         raise ValueError(f"must be a file name or a database URL such as sqlite:///study.db, got {show(value)}")
     url = value if "://" in value else f"sqlite:///{value}"
     scheme, _, rest = url.partition("://")
-    is_misspelt = "://" not in value and value.partition(":")[0] in _SCHEMES
+    is_misspelt = "://" not in value and value.replace("//", ":").partition(":")[0] in _SCHEMES
     if is_misspelt or scheme.partition("+")[0] not in _SCHEMES:
         raise ValueError(f"must be a sqlite:/// or postgresql:// URL or a file name, got {show(value)}")
     if scheme.startswith("sqlite") and rest.strip("/") in {"", ":memory:"}:
