@@ -58,7 +58,7 @@ def _with_names(files: Sequence[FileResults]) -> list[FileResults]:
     return found
 
 
-def _renamed(study: StudyResults, /, **names: str) -> StudyResults:
+def _renamed(study: StudyResults, /, **names: Any) -> StudyResults:
     return replace(study, record=replace(study.record, **names))
 
 
