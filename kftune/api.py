@@ -147,6 +147,24 @@ class Study:
         with Repository.open(self.config.storage, read_only=True) as repository:
             return Results(load_results(repository, [self.config.name])[0])
 
+    def widen(self, new: str) -> None:
+        """Go on as ``new``, in wider boxes than those stored under this name, with the stored trials; ``run --widen``.
+
+        Raises:
+            UsageError: nothing is stored, or more than boxes has changed, or one is not wider; nothing is written.
+        """
+        from kftune.problems import data_read_from
+        from kftune.storage.repository import Repository
+        from kftune.study.config import check_name
+        from kftune.study.sessions.widening import begin_wider
+
+        try:
+            check_name(new)
+        except ValueError as error:
+            raise UsageError(f"new: {error}") from None
+        with data_read_from(self._data_dir), Repository.open(self.config.storage, create=False) as repository:
+            self.config = begin_wider(self.config, new, repository=repository, say=lambda text: None)
+
     def enqueue(self, settings: Mapping[str, Any], *, optimizer: str | None = None, problem: str | None = None) -> None:
         """Have settings of your own tried next, before what the sampler proposes; as ``kftune enqueue``.
 

@@ -100,9 +100,11 @@ class StudyChangedError(UsageError):
     def __init__(self, study: str, differences: Iterable[str]) -> None:
         self.study = study
         self.differences = tuple(differences)
+        only_boxes = all(difference.startswith("space.") for difference in self.differences)
+        wider = "; of a wider box, `kftune run STUDY.yaml --widen NEW` begins NEW with the stored trials"
         super().__init__(
             f"study {study!r} is stored with another configuration ({'; '.join(self.differences)}); "
-            "use another name or storage, or restore the stored values"
+            f"use another name or storage, or restore the stored values{wider if only_boxes else ''}"
         )
 
 

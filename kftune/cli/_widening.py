@@ -11,7 +11,7 @@ from kftune.progress.output import say
 if TYPE_CHECKING:
     from kftune.study.config import StudyConfig
 
-__all__ = ["widened_study"]
+__all__ = ["widened_by_hand", "widened_study"]
 
 _BATCH_SIZES = ("batch_size", "effective_batch_size")
 
@@ -49,3 +49,21 @@ def widened_study(config: StudyConfig) -> StudyConfig:
         new = widened(config, boxes)
         take_over(config, new, repository=repository, say=say)
     return new
+
+
+def widened_by_hand(config: StudyConfig, name: str) -> StudyConfig:
+    """The study file, with a wider box of one's own, under a name that begins with the trials stored under its own.
+
+    Raises:
+        UsageError: the name is none, nothing is stored, or the box is not wider.
+    """
+    from kftune.storage.repository import Repository
+    from kftune.study.config import check_name
+    from kftune.study.sessions.widening import begin_wider
+
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise UsageError(f"--widen: {error}") from None
+    with Repository.open(config.storage, create=False) as repository:
+        return begin_wider(config, name, repository=repository, say=say)

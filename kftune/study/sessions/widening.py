@@ -11,18 +11,19 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
 from kftune.errors import UsageError
-from kftune.space import Float, Int
+from kftune.space import Categorical, Dimension, Float, Int, Space, Value, with_condition
 from kftune.storage.records import ELSEWHERE_KEY
 from kftune.storage.repository import Repository
 from kftune.study.config import StudyConfig, StudyPlan, config_from_dict, make_plans
 from kftune.study.samplers.coordinates import contains, distributions
 from kftune.study.sessions.opening import sole_writer, study_records
 from kftune.study.sessions.restoring import restore_lost
-from kftune.study.sessions.warm_start import SOURCE_KEY, take_over_sources
+from kftune.study.sessions.warm_start import SOURCE_KEY, placed, take_over_sources
 
-__all__ = ["WIDE_SUFFIX", "take_over", "widened"]
+__all__ = ["WIDE_SUFFIX", "begin_wider", "take_over", "widened"]
 
 WIDE_SUFFIX = "-wide"
+_FREE = ("space", "sampler", "startup_trials")  # say nothing about what a trial's value is
 _GIVEN = "fixed_params"  # where Optuna keeps what was enqueued
 
 Boxes = Mapping[tuple[str, str], tuple[float, float]]
@@ -71,25 +72,102 @@ def take_over(old: StudyConfig, new: StudyConfig, *, repository: Repository, say
 
     Args:
         old: the study file whose trials are taken.
-        new: from :func:`widened`.
+        new: from :func:`widened`, or with wider boxes of one's own; other studies than those of ``old`` begin empty.
         repository: where both are stored.
         say: told how many trials were taken over.
 
     Raises:
-        UsageError: the old studies are not stored.
+        UsageError: the old studies are not stored, or a new box does not hold its old one; nothing is written.
         StudyChangedError: the new ones are stored with another configuration.
         StudyLockedError: another process is running studies in this database.
     """
     stored = {record.study for record in repository.studies(old.name)}
+    befores, afters = ({(p.problem, p.optimizer): p for p in make_plans(config)} for config in (old, new))
+    pairs = [(befores[labels], after) for labels, after in afters.items() if labels in befores]
     with sole_writer(repository):
-        for before in make_plans(old):
+        for before, after in pairs:
             if before.study not in stored:
                 raise UsageError(f"{repository.name} holds no study {before.study!r}, so there is nothing to widen")
+            _check_wider(before, after)
         restore_lost(old, make_plans(old), repository=repository, say=say)
-        repository.register(study_records(new, {plan.study: new.trials for plan in make_plans(new)}))
-        for before, after in zip(make_plans(old), make_plans(new), strict=True):
+        repository.register(study_records(new, {plan.study: new.trials for plan in afters.values()}))
+        for before, after in pairs:
             n = _take_over(before, after, repository)
             say(f"{after.study} begins with {n} trials of {before.study}")
+
+
+def begin_wider(config: StudyConfig, name: str, *, repository: Repository, say: Callable[[str], None]) -> StudyConfig:
+    """Go on under another name in wider boxes of one's own, with the trials there are; see :func:`take_over`.
+
+    Args:
+        config: a study file as it is now; as it was, it is stored.
+        name: what the study file is called that begins with its trials.
+        repository: where it is stored.
+        say: told how many trials were taken over.
+
+    Returns:
+        The study file under its new name.
+
+    Raises:
+        UsageError: nothing is stored, or more than boxes has changed, or one is not wider; nothing is written.
+        StudyLockedError: another process is running studies in this database.
+    """
+    records = repository.studies(config.name)
+    if name == config.name:
+        raise UsageError(f"the wider study needs another name than {name!r}, under which the trials are stored")
+    if not records:
+        raise UsageError(f"{repository.name} holds no study {config.name!r}, so there is nothing to widen")
+    # What was stored may lack the password.
+    before = config_from_dict({**records[-1].config, "storage": config.storage}, f"{config.name} in {repository.name}")
+    after = config.model_copy(update={"name": name})
+    take_over(before, after, repository=repository, say=say)
+    return after
+
+
+def _check_wider(before: StudyPlan, after: StudyPlan) -> None:
+    """See that every trial of a study has its place in another's search space, and means the same there.
+
+    Raises:
+        UsageError: it has not.
+    """
+    mine, theirs = (
+        {key: value for key, value in plan.identity().items() if key not in _FREE} for plan in (before, after)
+    )
+    for key in (key for key in (*mine, *theirs) if mine.get(key) != theirs.get(key)):
+        raise UsageError(f"{after.study}: {key} is not what it was in {before.study}; only boxes may be wider")
+    old, new = before.space, after.space
+    for name in dict.fromkeys((*old.names(), *new.names())):
+        if name not in old.names() or name not in new.names():
+            raise UsageError(f"{after.study}: {name} is not set in both boxes, so the trials there are have no place")
+        if name in old.fixed:
+            value = old.fixed[name]
+            is_held = new.fixed[name] == value if name in new.fixed else _may_be(new, name, old.fixed)
+        else:
+            is_held = name in new.dimensions and _holds(new.dimensions[name], old.dimensions[name])
+        if not is_held:
+            raise UsageError(
+                f"{after.study}: the box of {name} does not hold the stored one; only a wider box can begin with the "
+                f"trials of {before.study}"
+            )
+
+
+def _may_be(space: Space, name: str, values: Mapping[str, Value]) -> bool:
+    """Whether a dimension holds what was fixed so far."""
+    dimension = space.dimensions[name]
+    if isinstance(dimension, Float) and dimension.relative_to is not None:
+        return False  # it may be inside for some trials only
+    return name not in placed(Space({name: with_condition(dimension, None)}), {name: values[name]}, sampled={})[2]
+
+
+def _holds(wide: Dimension, narrow: Dimension) -> bool:
+    if type(wide) is not type(narrow) or wide.when != narrow.when:
+        return False
+    if isinstance(wide, Categorical) or isinstance(narrow, Categorical):
+        assert isinstance(wide, Categorical)
+        assert isinstance(narrow, Categorical)
+        return {repr(choice) for choice in narrow.choices} <= {repr(choice) for choice in wide.choices}
+    meanings = [(d.relative_to, d.complement) for d in (wide, narrow) if isinstance(d, Float)]
+    return len(set(meanings)) <= 1 and wide.low <= narrow.low and narrow.high <= wide.high
 
 
 def _take_over(before: StudyPlan, after: StudyPlan, repository: Repository) -> int:
@@ -111,13 +189,17 @@ def _take_over(before: StudyPlan, after: StudyPlan, repository: Repository) -> i
             if run.trial == trial.number and (number, run.repeat) not in done:
                 moved = replace(run, study=after.study, trial=number)
                 repository.add_run(moved, session_ledger=ledgers[run.session_id])
+        params = dict(trial.params)
+        resolved = next((run.params for run in runs if run.trial == trial.number), None)
+        if resolved is not None:  # what was fixed may be searched now
+            params |= placed(after.widest or after.space, resolved, sampled=trial.params)[0]
         is_from_elsewhere = before.space != after.space or ELSEWHERE_KEY in trial.user_attrs
         target.add_trial(
             optuna.trial.create_trial(
                 state=trial.state,
                 value=trial.value,
-                params=trial.params,
-                distributions={name: _holding(asked, name, trial) for name in trial.params},
+                params=params,
+                distributions={name: _holding(asked, name, trial) for name in params},
                 intermediate_values=trial.intermediate_values,
                 # That a configuration was given, and not proposed.
                 system_attrs={name: trial.system_attrs[name] for name in (_GIVEN,) if name in trial.system_attrs},
@@ -131,4 +213,5 @@ def _take_over(before: StudyPlan, after: StudyPlan, repository: Repository) -> i
 
 def _holding(asked: Mapping[str, BaseDistribution], name: str, trial: FrozenTrial) -> BaseDistribution:
     """What a new trial would be asked for; the trial's own distribution where that does not reach as far as it did."""
-    return asked[name] if contains(asked[name], trial.params[name]) else trial.distributions[name]
+    is_held = name not in trial.params or contains(asked[name], trial.params[name])
+    return asked[name] if is_held else trial.distributions[name]
