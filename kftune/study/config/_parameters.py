@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 import types
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -16,11 +17,13 @@ from kftune.training.loop.schedules import MOMENTUM_GROWTHS
 if TYPE_CHECKING:
     from kftune.optim import OptimizerEntry
 
-__all__ = ["BATCH_SIZES", "Parameter", "hyperparameters"]
+__all__ = ["BATCH_SIZES", "Parameter", "hyperparameters", "unusable_range"]
 
 BATCH_SIZES = ("batch_size", "effective_batch_size")
 """Those of the training loop's hyperparameters that count examples; one of them must be set."""
 
+_LARGEST_WHOLE = 2**53  # beyond, not every whole number is a floating-point one, as which samplers see it
+_LEAST_WIDTH = 1e-9  # of a range as a part of its bounds: samplers compute within it
 _NOT_TUNABLE = {"self", "model", "likelihood", "seed"}
 _SIMPLE = {bool, int, float, str, type(None)}
 
@@ -113,6 +116,20 @@ def hyperparameters(entry: OptimizerEntry) -> dict[str, Parameter]:
         found["momentum_growth"] = Parameter(name="momentum_growth", choices=MOMENTUM_GROWTHS, of_loop=True)
         found["momentum_growth_rate"] = Parameter(name="momentum_growth_rate", kinds=frozenset({float}), of_loop=True)
     return found
+
+
+def unusable_range(low: float, high: float, *, whole: bool) -> tuple[str, str] | None:
+    """The bound that floating-point numbers leave no room at, and why; None for a range that can be searched."""
+    for key, value in (("low", low), ("high", high)):
+        if whole and abs(value) > _LARGEST_WHOLE:
+            return key, f"must be between -2^53 and 2^53, got {show(value)}"
+        if 0 < abs(value) < sys.float_info.min:
+            return key, f"must be 0 or at least {sys.float_info.min:.3g} in size, got {value!r}"
+    if not math.isfinite(high - low):
+        return "high", f"is too far from low ({show(low)}) to be searched, got {show(high)}"
+    if not whole and low < high and high - low < _LEAST_WIDTH * max(abs(low), abs(high)):
+        return "high", f"is too near to low for a range, {high!r} to {low!r}; fix one value instead"
+    return None
 
 
 def _hints(function: Any) -> dict[str, Any]:
