@@ -24,7 +24,7 @@ from sqlalchemy import event
 from kftune.errors import StorageError
 from kftune.wording import without_password
 
-__all__ = ["Access", "Database", "optuna_errors", "storage_errors"]
+__all__ = ["Access", "Database", "damage", "optuna_errors", "storage_errors"]
 
 Access: TypeAlias = Literal["create", "write", "read", "read_protected", "read_unchanging"]
 """``create`` makes the file if need be. Reading opens a file that may be written as such, but refuses to write: only so
@@ -167,6 +167,20 @@ def storage_errors(name: str) -> Iterator[None]:
         yield
     except (StorageInternalError, sa.exc.SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
         raise StorageError(f"{name}: {_explained(error)}") from error
+
+
+@contextmanager
+def damage(name: str) -> Iterator[None]:
+    """Turn what goes wrong while records are made of stored rows into one :class:`StorageError` line.
+
+    Nothing that was written through kftune is refused here: a disk or a copy has changed it since.
+    """
+    try:
+        yield
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise StorageError(
+            f"{name} is damaged: it holds what was not written so ({type(error).__name__}: {_one_line(error)})"
+        ) from error
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from optuna.storages import RDBStorage
 
 from kftune.errors import StorageError
 from kftune.storage import _migrating as migrating
-from kftune.storage._connecting import Database, storage_errors
+from kftune.storage._connecting import Database, damage, storage_errors
 
 _OPTUNA_TABLE = "studies"
 
@@ -60,7 +60,7 @@ def is_made(url: str) -> bool:
         NewerDatabaseError: it was written by a later kftune.
     """
     database = Database.parse(url, "create").check_file()
-    with storage_errors(database.name):
+    with storage_errors(database.name), damage(database.name):
         if database.path is not None and not database.path.exists():
             return False
         engine = Database.parse(url, "read").check_file().engine()

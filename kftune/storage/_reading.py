@@ -18,8 +18,8 @@ from optuna.storages import BaseStorage, RDBStorage, get_storage
 from kftune.errors import StorageError
 from kftune.results import CurvePoint
 from kftune.storage import models
-from kftune.storage._connecting import Database, storage_errors
-from kftune.storage._rows import run_columns, run_record
+from kftune.storage._connecting import Database, damage, storage_errors
+from kftune.storage._rows import check_whole, run_columns, run_record
 from kftune.storage.records import ELSEWHERE_KEY, Purpose, RunRecord, SessionRecord, StudyRecord, TrialRecord
 
 __all__ = ["Reading"]
@@ -92,7 +92,7 @@ class Reading:
         Raises:
             StorageError: there is no such study.
         """
-        with storage_errors(self.name):
+        with storage_errors(self.name), damage(self.name):
             try:
                 study_id = self._optuna.get_study_id_from_name(study)
             except KeyError as error:
@@ -139,7 +139,10 @@ class Reading:
         if file_name is not None:
             query = query.where(table.file_name == file_name)
         with self._read() as connection:
-            return [kind(**found._mapping) for found in connection.execute(query)]
+            rows = connection.execute(query).mappings().all()
+            for row in rows:
+                check_whole(row, table)
+            return [kind(**row) for row in rows]
 
     def runs(
         self,
@@ -175,7 +178,8 @@ class Reading:
             )
             rows = connection.execute(query).mappings().all()
             found = _curves(connection, where) if curves else {}
-        return [run_record(row, found.get(row["id"], ())) for row in rows]
+        with damage(self.name):
+            return [run_record(row, found.get(row["id"], ())) for row in rows]
 
     def micro_batch(self, key: str) -> int | None:
         """The micro-batch size found for ``key`` (problem, optimizer, device), if it was looked for."""
@@ -185,7 +189,7 @@ class Reading:
 
     @contextmanager
     def _read(self) -> Iterator[sa.Connection]:
-        with storage_errors(self.name), self._engine.begin() as connection:
+        with storage_errors(self.name), damage(self.name), self._engine.begin() as connection:
             yield connection
 
 

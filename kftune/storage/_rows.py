@@ -120,8 +120,30 @@ def run_columns(connection: sa.Connection) -> list[sa.ColumnElement[Any]]:
     return [column if column.name in there else sa.null().label(column.name) for column in table.columns]
 
 
+_REQUIRED = {
+    table: tuple(column.name for column in table.__table__.columns if not column.nullable)
+    for table in (models.Study, models.Session, models.Run)
+}
+
+
+def check_whole(row: sa.RowMapping, table: type[models.Study | models.Session | models.Run]) -> None:
+    """See that nothing is empty that is never stored so.
+
+    Raises:
+        ValueError: it is.
+    """
+    for name in _REQUIRED[table]:
+        if row.get(name, "") is None:
+            raise ValueError(f"{table.__tablename__}.{name} is empty")
+
+
 def run_record(row: sa.RowMapping, curve: tuple[CurvePoint, ...]) -> RunRecord:
-    """A run from its row (the study's name included) and its points."""
+    """A run from its row (the study's name included) and its points.
+
+    Raises:
+        ValueError: the row cannot have been stored so.
+    """
+    check_whole(row, models.Run)
     result = RunResult(
         outcome=Outcome(row["outcome"]),
         curve=curve,

@@ -17,7 +17,7 @@ from sqlalchemy import orm
 from kftune.errors import StorageError
 from kftune.storage import models
 from kftune.storage._changing import empty_trials, remove_studies, rename_file, supersede_crashed
-from kftune.storage._connecting import Access, Database, optuna_errors, storage_errors
+from kftune.storage._connecting import Access, Database, damage, optuna_errors, storage_errors
 from kftune.storage._opening import dispose, is_made, make_file, open_engines
 from kftune.storage._reading import Reading
 from kftune.storage._registering import check_same, left_out
@@ -54,7 +54,8 @@ class Repository(Reading):
             database = database.check_file()
             if database.path is not None and not database.path.exists():
                 make_file(database, database.path)
-            return cls(database, *open_engines(database))
+            with damage(database.name):
+                return cls(database, *open_engines(database))
 
     @staticmethod
     def is_made(url: str) -> bool:

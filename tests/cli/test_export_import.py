@@ -264,3 +264,13 @@ def test_an_exported_table_comes_back_file_by_file(kftune: Command, made: Path) 
     assert len(shown[0]) == 8
     assert shown[0] == shown[1]
     assert {objective for _, objective in shown[1]} == {"test_loss", "train_loss"}
+
+
+@pytest.mark.parametrize("header", ["lr,lr,loss", "lr,loss,loss", "param.lr,param.lr,loss", "lr, lr ,loss"])
+def test_a_column_that_stands_twice_is_refused(kftune: Command, header: str) -> None:
+    Path("sweep.csv").write_text(f"{header}\n0.1,0.2,1\n0.2,0.3,2\n")
+    result = kftune("import", "sweep.csv", "--storage", "new.db", "--name", "sweep")
+    assert result.code == 2
+    assert result.err.startswith("error: sweep.csv, line 1: the column '")
+    assert "stands twice" in result.err
+    assert not Path("new.db").exists()

@@ -160,9 +160,13 @@ def _rows(path: Path) -> list[dict[str, str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, restkey="", restval="")
+            names = [name.strip() for name in reader.fieldnames or () if name.strip()]
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise ConfigError(f"the column {twice!r} stands twice; rename or remove one", source=f"{path}, line 1")
     if not rows:
         raise UsageError(f"{path} has no rows to import")
     if "" in rows[0]:
