@@ -165,10 +165,13 @@ class Disturbed:
         if [worker for worker in alive if worker.status() != psutil.STATUS_ZOMBIE]:
             self.fault("a worker outlived its runner")
         output = (self.place / "output").read_text(errors="replace")
-        if "Traceback" in output and "KeyboardInterrupt" not in output:
-            self.fault("a traceback: " + output[output.index("Traceback") :][-300:])
-        if code not in (0, 130, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT):
-            self.fault(f"exit code {code}: {output[-300:]}")
+        (self.place / "output").unlink()
+        # Before there are handlers, and in what makes a forked process a fresh one, Python shows where it was.
+        is_early = code in (1, 130, -signal.SIGINT) and "KeyboardInterrupt" in output
+        if "Traceback" in output and not is_early:
+            self.fault("a traceback: " + output[output.index("Traceback") :][-1000:])
+        if code not in (0, 130, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT) and not is_early:
+            self.fault(f"exit code {code}: {output[-1000:]}")
         if count_runs(self.place / "chaos.db") == 0:
             return
         if not integrity(self.place):

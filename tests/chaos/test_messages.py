@@ -23,25 +23,31 @@ TEXTS = {
     "cause": r'raise RuntimeError("over") from ValueError("\udcff")',
     "out_of_memory": r'raise MemoryError("\udcff")',
     "group": r'raise ExceptionGroup("\udcff", [ValueError("\udcfe")])',
-    "printed": r'os.write(1, b"\xff\xfe\x00\xed\xa0\x80"); os._exit(3)',
     "unprintable": 'raise type("Odd", (RuntimeError,), {"__str__": lambda self: 1 / 0})("odd")',
+    "printed": r'os.write(1, b"\xff\xfe\x00\xed\xa0\x80"); os._exit(3)',
 }
 
+COUNT = f"if turn < {len(TEXTS) - 1}:\n    turns.write_text('.' * (turn + 1))"
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_any_text_of_an_exception_is_stored_and_printed(tmp_path: Path, text: str) -> None:
-    write_study(tmp_path, problems=TARGET)
-    write_fault(tmp_path, f"if first_time():\n    {TEXTS[text]}" if text != "printed" else TEXTS[text])
+
+def test_any_text_of_an_exception_is_stored_and_printed(tmp_path: Path) -> None:
+    """One in each run of a study; that which ends its worker has the last, which is tried three times."""
+    write_study(tmp_path, problems=TARGET, trials=len(TEXTS))
+    turns = "".join(f"\nif turn == {turn}:\n    {statement}" for turn, statement in enumerate(TEXTS.values()))
+    write_fault(
+        tmp_path, f"turns = HERE / 'turns'\nturn = len(turns.read_text()) if turns.exists() else 0\n{COUNT}{turns}"
+    )
     code, out, err = kftune(tmp_path, "run", "study.yaml")
     assert (code, err) == (0, ""), out + err
     assert "Traceback" not in out
-    assert is_complete(tmp_path)
-    first = runs_of(tmp_path)[0].result
-    assert first.outcome is (Outcome.OUT_OF_MEMORY if text == "out_of_memory" else Outcome.CRASHED)
-    first.message.encode()  # it is text
-    for command in ("status", "best"):
-        assert kftune(tmp_path, command)[::2] == (0, "")
-    assert kftune(tmp_path, "dashboard", "--out", "page.html")[::2] == (0, "")
+    assert is_complete(tmp_path, trials=len(TEXTS))
+    runs = runs_of(tmp_path)
+    for text, run in zip(TEXTS, runs, strict=True):
+        assert run.result.outcome is (Outcome.OUT_OF_MEMORY if text == "out_of_memory" else Outcome.CRASHED), text
+        run.result.message.encode()  # it is text
+    assert "a file \\udcff of another encoding" in runs[0].result.message
+    for command in (("status",), ("best",), ("dashboard", "--out", "page.html")):
+        assert kftune(tmp_path, *command)[::2] == (0, "")
 
 
 @pytest.mark.parametrize(

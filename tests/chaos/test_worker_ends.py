@@ -27,10 +27,11 @@ ENDS = {
     "sys.exit(3)": "SystemExit: 3",
     "sys.exit('enough')": "SystemExit: enough",
 }
+QUICK = ("sys.exit(3)", "subprocess.Popen(['sleep', '600'], close_fds=False); os._exit(5)")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs pidfds and /proc")
 
 
-@pytest.mark.parametrize("statement", ENDS)
+@pytest.mark.parametrize("statement", QUICK)
 def test_the_stored_error_says_how(tmp_path: Path, statement: str) -> None:
     write_study(tmp_path, problems=TARGET, trials=1)
     write_fault(tmp_path, statement)
@@ -42,6 +43,13 @@ def test_the_stored_error_says_how(tmp_path: Path, statement: str) -> None:
     assert f"a run crashed: {ENDS[statement]}" in out
     assert out.count("attempt") == (0 if "sys.exit" in statement else 2)
     assert run.attempt == (1 if "sys.exit" in statement else 3)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("statement", [statement for statement in ENDS if statement not in QUICK])
+def test_the_stored_error_says_how_always(tmp_path: Path, statement: str) -> None:
+    """As ``test_the_stored_error_says_how``."""
+    test_the_stored_error_says_how(tmp_path, statement)
 
 
 START = """
@@ -82,7 +90,7 @@ def is_alive(pid: int) -> bool:
 
 
 @LINUX
-@pytest.mark.parametrize("how", ["returns", "raises", "exits", "is killed", "is killed with its runner"])
+@pytest.mark.parametrize("how", ["returns", "is killed with its runner"])
 def test_what_it_has_started_ends_with_it(tmp_path: Path, how: str) -> None:
     ends = {
         "returns": "pass",
@@ -105,6 +113,14 @@ def test_what_it_has_started_ends_with_it(tmp_path: Path, how: str) -> None:
     assert are_gone(pids)
     if expected == 0:
         assert is_complete(tmp_path)
+
+
+@LINUX
+@pytest.mark.full
+@pytest.mark.parametrize("how", ["raises", "exits", "is killed"])
+def test_what_it_has_started_ends_with_it_always(tmp_path: Path, how: str) -> None:
+    """As ``test_what_it_has_started_ends_with_it``."""
+    test_what_it_has_started_ends_with_it(tmp_path, how)
 
 
 def indented(text: str) -> str:

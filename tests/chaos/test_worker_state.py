@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from kftune.study.worker import end_session
+from kftune.study.worker._state import changes, read_state
 from tests.chaos.studies import TARGET, is_complete, kftune, runs_of, write_fault, write_study
 
+MEMORY = "memory that it has kept"
 CHANGES = {
     "torch's default dtype": "torch.set_default_dtype(torch.float64)",
     "torch's default device": "torch.set_default_device('meta')",
@@ -29,8 +39,17 @@ CHANGES = {
     "priority or CPU affinity": "os.nice(5)",
     "child processes": "subprocess.Popen(['sleep', '600'])",
     "warnings that are errors": "warnings.simplefilter('error')",
-    "memory that it has kept": "sys.kept = torch.ones(300_000_000)",
+    MEMORY: "sys.kept = torch.ones(300_000_000)",
     "settings of the interpreter": "sys.setrecursionlimit(900)",
+}
+MODULES = {
+    "np": np,
+    "os": os,
+    "signal": signal,
+    "subprocess": subprocess,
+    "sys": sys,
+    "torch": torch,
+    "warnings": warnings,
 }
 UNTRIED = {"the locale"}  # there may be no other one on a machine
 
@@ -57,13 +76,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> list[list[float]]:
 
 
 def test_every_reading_is_tried() -> None:
-    from kftune.study.worker._state import read_state
-
-    assert set(CHANGES) - {"memory that it has kept"} | UNTRIED == set(read_state())
+    assert set(CHANGES) - {MEMORY} | UNTRIED == set(read_state())
     assert not [value for value in read_state().values() if isinstance(value, str) and "Error" in value]
 
 
-@pytest.mark.parametrize("what", CHANGES)
+@pytest.mark.parametrize("what", ["torch's default dtype", "the working directory"])
 def test_other_runs_are_as_if_alone(tmp_path: Path, alone: list[list[float]], what: str) -> None:
     write_study(tmp_path, problems=f"{TARGET}, digits_mlp")
     write_fault(tmp_path, CHANGES[what])
@@ -74,6 +91,35 @@ def test_other_runs_are_as_if_alone(tmp_path: Path, alone: list[list[float]], wh
     (note,) = (line for line in out.splitlines() if "changed the process that it ran in" in line)
     assert note.startswith("note: chaos/faulty/sgd, trial 0, repeat 0: ")
     assert what in note.partition(" (")[2].partition(")")[0].split(", ")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("what", CHANGES)
+def test_other_runs_are_as_if_alone_always(tmp_path: Path, alone: list[list[float]], what: str) -> None:
+    """As ``test_other_runs_are_as_if_alone`` and ``test_a_change_is_seen``."""
+    test_other_runs_are_as_if_alone(tmp_path, alone, what)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process that can be spoilt")
+@pytest.mark.parametrize("what", sorted(set(CHANGES) - {MEMORY}))
+def test_a_change_is_seen(tmp_path: Path, what: str) -> None:
+    here, there = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            warnings.resetwarnings()
+            before = read_state()
+            exec(CHANGES[what], MODULES | {"HERE": tmp_path})
+            os.write(there, "\n".join(changes(before)).encode())
+        finally:
+            os._exit(0)
+    os.close(there)
+    with os.fdopen(here) as pipe:
+        seen = pipe.read().splitlines()
+    os.waitpid(child, 0)
+    end_session(child)
+    assert what in seen
 
 
 def test_random_numbers_are_those_of_a_fresh_process(tmp_path: Path) -> None:
