@@ -41,15 +41,35 @@ def make_file(database: Database, path: Path) -> None:
     """Make the SQLite file ``path`` under another name and move it there when it is whole.
 
     So a kill never leaves half a schema, and two processes that start at once do not make the same tables.
+
+    Raises:
+        StorageError: not all of it could be written (there is room for its write-ahead log, but not for the file, say).
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         engine, optuna_storage = open_engines(replace(database, path=unfinished))
-        dispose(engine, optuna_storage)
+        try:
+            _empty_log(engine, name=database.name)
+        finally:
+            dispose(engine, optuna_storage)
         _publish(unfinished, path)
     finally:
         for suffix in ("", "-wal", "-shm"):
             unfinished.with_name(unfinished.name + suffix).unlink(missing_ok=True)
+
+
+def _empty_log(engine: sa.Engine, *, name: str) -> None:
+    """Move all of SQLite's write-ahead log into the file; closing it would do so too, but not say that it could not."""
+    connection = engine.raw_connection()
+    try:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA busy_timeout=0")  # nobody else knows of the file
+        cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        row = cursor.fetchone()
+    finally:
+        connection.close()
+    if row is None or row[0] != 0:  # busy
+        raise StorageError(f"{name}: SQLite's write-ahead log cannot be moved into the file")
 
 
 def is_made(url: str) -> bool:
