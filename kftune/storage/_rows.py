@@ -10,6 +10,7 @@ from sqlalchemy import orm
 
 from kftune.results import Calibration, CurvePoint, Outcome, RunResult
 from kftune.storage import models
+from kftune.storage._types import Json
 from kftune.storage.records import RunRecord, SessionRecord, StudyRecord
 
 # Optuna's tables, of which only these columns are touched: it has no way of its own to take a report back.
@@ -126,8 +127,14 @@ _REQUIRED = {
 }
 
 
+_JSON_FORMS = {
+    table: {c.name: list if c.name == "devices" else dict for c in table.__table__.columns if isinstance(c.type, Json)}
+    for table in _REQUIRED
+}
+
+
 def check_whole(row: sa.RowMapping, table: type[models.Study | models.Session | models.Run]) -> None:
-    """See that nothing is empty that is never stored so.
+    """See that nothing is empty that is never stored so, and that JSON holds what it was made of.
 
     Raises:
         ValueError: it is.
@@ -135,6 +142,9 @@ def check_whole(row: sa.RowMapping, table: type[models.Study | models.Session | 
     for name in _REQUIRED[table]:
         if row.get(name, "") is None:
             raise ValueError(f"{table.__tablename__}.{name} is empty")
+    for name, form in _JSON_FORMS[table].items():
+        if row.get(name) is not None and not isinstance(row[name], form):
+            raise ValueError(f"{table.__tablename__}.{name} is no {'list' if form is list else 'mapping'}")
 
 
 def run_record(row: sa.RowMapping, curve: tuple[CurvePoint, ...]) -> RunRecord:

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -21,7 +21,7 @@ from kftune.training.loop.schedules import MOMENTUM_GROWTH_STARTS, MOMENTUM_GROW
 if TYPE_CHECKING:
     from kftune.optim import OptimizerEntry
 
-__all__ = ["BATCH_SIZES", "Parameter", "hyperparameters", "unusable_range"]
+__all__ = ["BATCH_SIZES", "Parameter", "equal_choice", "hyperparameters", "unusable_range"]
 
 BATCH_SIZES = ("batch_size", "effective_batch_size")
 """Those of the training loop's hyperparameters that count examples; one of them must be set."""
@@ -48,6 +48,7 @@ _SCHEDULE_CHOICES = {
     "momentum_growth": MOMENTUM_GROWTHS,
     "momentum_growth_start": MOMENTUM_GROWTH_STARTS,
 }
+
 _NOT_TUNABLE = {"self", "model", "likelihood", "seed"}
 _SIMPLE = {bool, int, float, str, type(None)}
 
@@ -149,6 +150,29 @@ def hyperparameters(entry: OptimizerEntry) -> dict[str, Parameter]:
     return found
 
 
+def equal_choice(choices: Sequence[Any]) -> tuple[int, str] | None:
+    """A choice that is an earlier one to Python, and so to Optuna, which stores the first where the other was run."""
+    for i, choice in enumerate(choices):
+        for other in choices[:i]:
+            if choice == other and repr(choice) != repr(other):
+                return i, f"choices must differ: {show(other)} and {show(choice)} are equal numbers"
+    return None
+
+
+def unusable_range(low: float, high: float, *, whole: bool) -> tuple[str, str] | None:
+    """The bound that floating-point numbers leave no room at, and why; None for a range that can be searched."""
+    for key, value in (("low", low), ("high", high)):
+        if whole and abs(value) > _LARGEST_WHOLE:
+            return key, f"must be between -2^53 and 2^53, got {show(value)}"
+        if 0 < abs(value) < sys.float_info.min:
+            return key, f"must be 0 or at least {sys.float_info.min:.3g} in size, got {value!r}"
+    if not math.isfinite(high - low):
+        return "high", f"is too far from low ({show(low)}) to be searched, got {show(high)}"
+    if not whole and low < high and high - low < _LEAST_WIDTH * max(abs(low), abs(high)):
+        return "high", f"is too near to low for a range, {high!r} to {low!r}; fix one value instead"
+    return None
+
+
 def _schedule_parameter(name: str) -> Parameter:
     if name in _SCHEDULE_CHOICES:
         as_value = _target_value if name == "schedule" else None
@@ -173,20 +197,6 @@ def _list_value(value: Any) -> str | None:
         value = (value,)
     if isinstance(value, list | tuple) and all(_as_number(item) is not None for item in value):
         return ", ".join(f"{_as_number(item):g}" for item in value)
-    return None
-
-
-def unusable_range(low: float, high: float, *, whole: bool) -> tuple[str, str] | None:
-    """The bound that floating-point numbers leave no room at, and why; None for a range that can be searched."""
-    for key, value in (("low", low), ("high", high)):
-        if whole and abs(value) > _LARGEST_WHOLE:
-            return key, f"must be between -2^53 and 2^53, got {show(value)}"
-        if 0 < abs(value) < sys.float_info.min:
-            return key, f"must be 0 or at least {sys.float_info.min:.3g} in size, got {value!r}"
-    if not math.isfinite(high - low):
-        return "high", f"is too far from low ({show(low)}) to be searched, got {show(high)}"
-    if not whole and low < high and high - low < _LEAST_WIDTH * max(abs(low), abs(high)):
-        return "high", f"is too near to low for a range, {high!r} to {low!r}; fix one value instead"
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from kftune.errors import suggestion
 from kftune.results import BATCH_PARAMETERS
 from kftune.space import Categorical, Condition, Dimension, Float, Int, Space, Suggester, Value
 from kftune.study.config._flaws import Flaws, Location, show
-from kftune.study.config._parameters import BATCH_SIZES, Parameter, hyperparameters, unusable_range
+from kftune.study.config._parameters import BATCH_SIZES, Parameter, equal_choice, hyperparameters, unusable_range
 from kftune.study.config._proposals import Corner, Draw
 
 if TYPE_CHECKING:
@@ -139,20 +139,11 @@ class _Builder:
                 for i, given in enumerate(config.choices)
                 for value in self._checked(parameter, given, (*where, "choices", i))
             ]
-            if not choices or self._some_are_equal(choices, where):
+            if equal := equal_choice(choices):
+                self._flaws.add((*where, "choices", equal[0]), equal[1])
                 return None
-            return self._made(where, Categorical, choices=tuple(choices), when=when)
+            return self._made(where, Categorical, choices=tuple(choices), when=when) if choices else None
         return self._range(parameter, config, base, where, when)
-
-    def _some_are_equal(self, choices: Sequence[Value], where: Location) -> bool:
-        """Whether two choices are one to Python, and so to Optuna, which stores the first where the other was run."""
-        for i, choice in enumerate(choices):
-            for other in choices[:i]:
-                if choice == other and repr(choice) != repr(other):
-                    what = f"choices must differ: {show(other)} and {show(choice)} are equal numbers"
-                    self._flaws.add((*where, "choices", i), what)
-                    return True
-        return False
 
     def is_complete(self, space: Space) -> bool:
         """Whether what has no default is searched or fixed, a batch size among it."""
