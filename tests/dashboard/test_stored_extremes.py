@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import sqlite3
@@ -31,6 +32,11 @@ def spoil(database: Path, rng: random.Random) -> None:
             )
         if rng.random() < 0.3:
             connection.execute(f"UPDATE kftune_run SET {rng.choice(SECONDS)} = {rng.choice(EXTREMES)} WHERE id % 2 = 0")
+        if rng.random() < 0.3:
+            # As a column of JSON spells what JSON has not.
+            wall = rng.choice([{"$float": "nan"}, {"$float": "inf"}, 1e308, -1.0])
+            ledger = {"wall": wall, "asking": wall, "storing": wall, "slots": 2.0, "busy": wall}
+            connection.execute("UPDATE kftune_session SET ledger = ?", (json.dumps(ledger),))
         if rng.random() < 0.3:
             text = "x" * 200_000 + "<script>\x00"
             connection.execute("UPDATE kftune_run SET message = ?, outcome = 'crashed' WHERE id % 3 = 0", (text,))

@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from kftune.results import CurvePoint, RunResult
-from kftune.storage.records import RunRecord, TrialRecord
+from kftune.storage.records import RunRecord, SessionRecord, TrialRecord
 
-__all__ = ["bounded_runs", "bounded_trials"]
+__all__ = ["bounded_runs", "bounded_sessions", "bounded_trials"]
 
 _LARGEST, _SMALLEST = 1e100, 1e-100
 _LONGEST = 1e12  # seconds
@@ -29,6 +29,11 @@ def bounded_runs(runs: Sequence[RunRecord]) -> list[RunRecord]:
 def bounded_trials(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     """The same trials: an infinite value is none, as of a trial that has failed."""
     return [trial if trial.value is None else replace(trial, value=_finite(_value(trial.value))) for trial in trials]
+
+
+def bounded_sessions(sessions: Sequence[SessionRecord]) -> list[SessionRecord]:
+    """The same sessions, their seconds from 0 to 1e12."""
+    return [replace(s, ledger={name: _span(seconds) for name, seconds in s.ledger.items()}) for s in sessions]
 
 
 def _is_bounded(run: RunRecord) -> bool:

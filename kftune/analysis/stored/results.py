@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, get_args
 
-from kftune.analysis.stored.bounds import bounded_runs, bounded_trials
+from kftune.analysis.stored.bounds import bounded_runs, bounded_sessions, bounded_trials
 from kftune.errors import UnknownNameError
 from kftune.objective import Objective, point_objective, run_objective
 from kftune.results import Outcome
@@ -263,7 +263,8 @@ def _file_results(repository: Repository, name: str, runs: _Runs) -> FileResults
         )
         for record in records
     )
-    return FileResults(name=name, studies=studies, sessions=tuple(repository.sessions(name)), untrained=untrained)
+    sessions = tuple(bounded_sessions(repository.sessions(name)))
+    return FileResults(name=name, studies=studies, sessions=sessions, untrained=untrained)
 
 
 def _untrained(records: Sequence[StudyRecord], runs: Mapping[str, Sequence[RunRecord]]) -> dict[tuple[str, int], float]:
