@@ -223,8 +223,8 @@ class ModelOptimizer(SavableOptimizer):
         with torch.autograd.profiler.record_function(f"Optimizer.step#{type(self).__name__}.step"):
             return self._hooked_step(closure)
 
-    # torch would run hooks before a closure has made the gradient that they are to see.
-    step.hooked = True  # type: ignore[attr-defined]
+    # torch would run hooks before a closure has made the gradient that they are to see; this mark tells it not to.
+    step.hooked = True  # type: ignore[attr-defined]  # functions are not annotated as having attributes
 
     def _step_hooks(self) -> tuple[list[StepHook], list[StepHook]]:
         """What runs before an update, and what after it, as torch's optimizers have it."""

@@ -52,8 +52,8 @@ class KroneckerOptimizer(MomentumOptimizer):
         warmup_updates: both periods grow with the number k of updates done, as 1 + k // ``warmup_updates``, until they
             are what the arguments say: at first the network changes too fast for old curvature. 0 for no warm-up.
         warmup_schedule: ``growing``, as said; or ``first_updates``: statistics and inversions in the first
-            ``warmup_updates``
-            updates, and then in the k-th where k is a multiple of the period (Martens, Grosse 2015, algorithm 2).
+            ``warmup_updates`` updates, and then in the k-th where k is a multiple of the period (Martens, Grosse 2015,
+            algorithm 2).
         kl_clip: κ of ν = min(1, √(κ/(η²Σ⟨P, V⟩))), the learning rate inside; None for no clip.
         clip_fallback: whether parameters that SGD updates count in the clip, as P = V, and are shortened with the rest.
         momentum: μ, in [0, 1), applied after the clip.
